@@ -1,0 +1,1 @@
+"""Rule lists shipped with tunproxy: data only."""

@@ -1,0 +1,31 @@
+"""What every test has: hypothesis profiles, and the promise that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+from tests.helpers import lab, lab_tunproxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+hypothesis.settings.register_profile("fast", derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("deep", max_examples=5000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    """No namespace, cgroup or process of a laboratory outlives the tests."""
+    if os.geteuid() != 0:
+        # Nothing of the kind can be made.
+        yield
+        return
+    lab.remove_leftovers()
+    yield
+    assert lab.own_leftovers() == []
+    assert [lab_tunproxy.command_line(pid) for pid in lab_tunproxy.descendants(os.getpid())] == []

@@ -1,0 +1,369 @@
+"""Dialogues with the engine: an initiator that speaks dpkt, and a clock that only the test moves.
+
+:class:`Dialogue` also keeps an eye on what holds at any time: events come in the order that they
+promise, and a deadline that was dealt with is no deadline any more.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import dpkt
+from dnslib import RR, A, DNSRecord
+
+from tests.helpers import packets
+from tunproxy.errors import ConfigError
+from tunproxy.flow.engine import Engine, Settings
+from tunproxy.flow.events import FlowClosed, FlowOpened, ForwardQuery
+from tunproxy.flow.fakeip import FakePools
+from tunproxy.flow.nameserver import NameServer
+from tunproxy.flow.rules import RuleTable
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from tunproxy.flow.events import Event
+
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+
+RULES = """
+DOMAIN-SUFFIX,direct.example,DIRECT
+DOMAIN-SUFFIX,ads.example,REJECT
+IP-CIDR,203.0.113.0/24,DIRECT
+IP-CIDR6,2001:db8:d::/48,DIRECT
+IP-CIDR,203.0.114.0/24,REJECT
+IP-CIDR6,2001:db8:e::/48,REJECT
+"""
+CLIENT4 = bytes((198, 18, 0, 1))
+CLIENT6 = ipaddress.IPv6Address("fd00:7470::1").packed
+RESOLVER4 = bytes((198, 18, 0, 2))
+RESOLVER6 = ipaddress.IPv6Address("fd00:7470::2").packed
+DIRECT4 = bytes((203, 0, 113, 7))
+DIRECT6 = ipaddress.IPv6Address("2001:db8:d::7").packed
+REJECTED4 = bytes((203, 0, 114, 7))
+REJECTED6 = ipaddress.IPv6Address("2001:db8:e::7").packed
+REAL4 = bytes((198, 51, 100, 7))
+REAL6 = ipaddress.IPv6Address("2001:db8::7").packed
+
+_E = TypeVar("_E")
+
+
+def no_sets(name: str) -> tuple[str, str]:
+    """There are no rule sets."""
+    raise ConfigError(name)
+
+
+class Dialogue:
+    """An engine and what is said to it and by it. ``now`` is its clock, in seconds."""
+
+    def __init__(
+        self,
+        *,
+        rules: str = RULES,
+        mode: Literal["fake-ip", "remote"] = "fake-ip",
+        capture_dns: bool = True,
+        offload: bool = False,
+        mtu: int = 1500,
+        direct_sources: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self.now = 1000.0
+        self.pools = FakePools(
+            ipaddress.IPv4Network("198.18.0.0/24"), ipaddress.IPv6Network("fd00:7470::/64")
+        )
+        table = RuleTable.parse([("my.list", rules)], no_sets)
+        nameserver = NameServer(
+            self.pools, table, mode=mode, real_names=["real.example"], server_names={}
+        )
+        settings = Settings(
+            mtu=mtu,
+            offload=offload,
+            capture_dns=capture_dns,
+            secret=bytes(16),
+            direct_sources=direct_sources,
+        )
+        self.engine = Engine(settings, table, self.pools, nameserver)
+        self._live: set[int] = set()
+        self._closed: set[int] = set()
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What the engine has dropped, and why."""
+        return self.engine.counters
+
+    def fake(self, name: str, version: Literal[4, 6] = 4) -> bytes:
+        """The fake address of ``name`` as on the wire."""
+        address = self.pools.assign(name, version)
+        assert address is not None
+        return address.packed
+
+    def feed(self, packet: bytes, *, trusted: bool = False) -> None:
+        """Hand a packet to the engine."""
+        self.engine.handle_packet(memoryview(packet), self.now, trusted=trusted)
+
+    def events(self) -> list[Event]:
+        """What the engine asks for; checked against what events promise."""
+        out = []
+        while (event := self.engine.next_event()) is not None:
+            out.append(event)
+            if isinstance(event, FlowOpened):
+                assert event.flow not in self._live | self._closed
+                self._live.add(event.flow)
+            elif not isinstance(event, ForwardQuery):
+                assert event.flow in self._live
+                if isinstance(event, FlowClosed):
+                    self._live.remove(event.flow)
+                    self._closed.add(event.flow)
+        return out
+
+    def event(self, kind: type[_E]) -> _E:
+        """The one event there is, of this kind."""
+        (event,) = self.events()
+        assert isinstance(event, kind)
+        return event
+
+    def sent(self) -> list[bytes]:
+        """All packets that the engine has to send, as a kernel would see them."""
+        out = []
+        while (parts := self.engine.poll_transmit(self.now)) is not None:
+            out += packets.receive(b"".join(bytes(part) for part in parts))
+        return out
+
+    def advance(self, seconds: float) -> list[bytes]:
+        """Let time pass in one leap; return what is sent thereby."""
+        self.now += seconds
+        self.engine.handle_timeout(self.now)
+        out = self.sent()
+        at = self.engine.poll_at()
+        assert at is None or at > self.now, "a deadline that does not go away is a busy loop"
+        return out
+
+    def assert_forgotten(self) -> None:
+        """No flow is left, and nothing of any flow."""
+        assert self.sent() == []
+        self.events()
+        assert not self._live
+        engine = self.engine
+        table = engine.table
+        assert len(table) == 0
+        assert not table.tcp
+        assert not table.udp
+        assert not table.by_id
+        assert not table._half_open
+        assert not table._time_wait
+        assert not engine._ready
+        assert not engine.dns._streams
+        assert pinned(self.pools) == 0
+
+
+def pinned(pools: FakePools) -> int:
+    """How many pins the addresses of both pools have."""
+    entries = [*pools.v4._by_name.values(), *pools.v6._by_name.values()]
+    return sum(entry.pins for entry in entries)
+
+
+class Segment(NamedTuple):
+    """A TCP segment as dpkt reads it."""
+
+    flags: int
+    seq: int
+    ack: int
+    window: int
+    data: bytes
+    options: dict[int, bytes]
+
+    @property
+    def kind(self) -> str:
+        """The flags as tcpdump writes them, PSH left out."""
+        letters = ((SYN, "S"), (FIN, "F"), (RST, "R"), (ACK, "."))
+        return "".join(letter for bit, letter in letters if self.flags & bit)
+
+
+class Initiator:
+    """One TCP connection's client, which does what it is told and nothing by itself."""
+
+    def __init__(
+        self,
+        dialogue: Dialogue,
+        dst: bytes,
+        *,
+        port: int = 443,
+        src_port: int = 40000,
+        isn: int = 0xFFFFFFF0,
+        options: bytes = b"",
+    ) -> None:
+        self.dialogue = dialogue
+        self.src = CLIENT4 if len(dst) == 4 else CLIENT6
+        self.dst = dst
+        self.port = port
+        self.src_port = src_port
+        self.isn = isn
+        self.options = options
+        self.snd_nxt = isn
+        self.rcv_nxt = 0
+        self.flow = 0
+
+    def packet(
+        self,
+        flags: int,
+        payload: bytes = b"",
+        *,
+        seq: int | None = None,
+        ack: int | None = None,
+        window: int = 0xFFFF,
+        options: bytes = b"",
+    ) -> bytes:
+        """A packet of this connection."""
+        segment = packets.tcp(
+            payload,
+            flags=flags,
+            sport=self.src_port,
+            dport=self.port,
+            seq=(self.snd_nxt if seq is None else seq) & 0xFFFFFFFF,
+            ack=((self.rcv_nxt if ack is None else ack) if flags & ACK else 0) & 0xFFFFFFFF,
+            win=window,
+            options=options,
+        )
+        ends = packets.Ends(4 if len(self.dst) == 4 else 6, self.src, self.dst, 0)
+        return packets.packet(ends, segment, packets.TCP)
+
+    def send(self, flags: int, payload: bytes = b"", **fields: Any) -> None:
+        """Send a segment; its place in sequence space is used up unless ``seq`` is given."""
+        self.dialogue.feed(self.packet(flags, payload, **fields))
+        if "seq" not in fields:
+            self.snd_nxt += len(payload) + bool(flags & SYN) + bool(flags & FIN)
+
+    def syn(self) -> None:
+        """Begin."""
+        self.send(SYN, options=self.options)
+
+    def recv(self) -> list[Segment]:
+        """What has been sent to this connection, everything checked that can be checked."""
+        out = []
+        for packet in self.dialogue.sent():
+            segment = self.read(packet)
+            self.rcv_nxt = segment.seq + len(segment.data)
+            self.rcv_nxt += bool(segment.flags & SYN) + bool(segment.flags & FIN)
+            out.append(segment)
+        return out
+
+    def recv_one(self, kind: str) -> Segment:
+        """The only segment there is, of this kind."""
+        (segment,) = self.recv()
+        assert segment.kind == kind
+        return segment
+
+    def read(self, packet: bytes) -> Segment:
+        """A segment for this connection."""
+        parsed = packets.read(packet)
+        assert (parsed.src, parsed.dst) == (self.dst, self.src)
+        tcp = parsed.data
+        assert isinstance(tcp, dpkt.tcp.TCP)
+        assert packets.transport_is_intact(self.dst, self.src, packets.TCP, bytes(tcp))
+        assert (tcp.sport, tcp.dport) == (self.port, self.src_port)
+        options = {kind: bytes(body) for kind, body in dpkt.tcp.parse_opts(tcp.opts)}
+        return Segment(tcp.flags, tcp.seq, tcp.ack, tcp.win, bytes(tcp.data), options)
+
+    def open(self) -> int:
+        """SYN, and the FlowOpened that it causes; return the flow."""
+        self.syn()
+        self.flow = self.dialogue.event(FlowOpened).flow
+        assert self.recv() == []
+        return self.flow
+
+    def establish(self) -> int:
+        """The whole handshake; return the flow."""
+        self.open()
+        self.dialogue.engine.accept(self.flow)
+        self.complete()
+        return self.flow
+
+    def complete(self) -> None:
+        """Take the SYN,ACK and acknowledge it."""
+        synack = self.recv_one("S.")
+        assert synack.ack == self.snd_nxt & 0xFFFFFFFF
+        self.send(ACK)
+        assert self.recv() == []
+        assert self.dialogue.events() == []
+
+
+def datagram(
+    dst: bytes, payload: bytes, *, port: int = 4000, src_port: int = 40000, src: bytes | None = None
+) -> bytes:
+    """A UDP packet of the client."""
+    v4 = len(dst) == 4
+    ends = packets.Ends(4 if v4 else 6, src or (CLIENT4 if v4 else CLIENT6), dst, 0)
+    message = packets.udp(payload, sport=src_port, dport=port)
+    return packets.packet(ends, message, packets.UDP)
+
+
+def read_datagram(packet: bytes) -> tuple[bytes, int, int, bytes]:
+    """Source, source port, destination port and payload of a UDP packet with right checksums."""
+    parsed = packets.read(packet)
+    udp = parsed.data
+    assert isinstance(udp, dpkt.udp.UDP)
+    assert packets.transport_is_intact(parsed.src, parsed.dst, packets.UDP, bytes(udp))
+    return parsed.src, udp.sport, udp.dport, bytes(udp.data)
+
+
+class Icmp(NamedTuple):
+    """A Destination Unreachable."""
+
+    src: bytes
+    code: int
+    quoted: bytes
+
+
+def read_unreachable(packet: bytes) -> Icmp:
+    """A Destination Unreachable of either family, with right checksums."""
+    parsed = packets.read(packet)
+    message = bytes(parsed.data)
+    if packet[0] >> 4 == 4:
+        assert parsed.p == packets.ICMP
+        assert packets.reference_checksum(message) == 0
+        assert message[0] == 3
+    else:
+        assert parsed.nxt == packets.ICMPV6
+        assert packets.transport_is_intact(parsed.src, parsed.dst, packets.ICMPV6, message)
+        assert message[0] == 1
+    return Icmp(parsed.src, message[1], message[8:])
+
+
+def query(name: str, kind: str = "A", ident: int = 7) -> bytes:
+    """A DNS query."""
+    record = DNSRecord.question(name, kind)
+    record.header.id = ident
+    return bytes(record.pack())
+
+
+def framed(*messages: bytes) -> bytes:
+    """DNS messages as they travel over TCP."""
+    return b"".join(len(message).to_bytes(2, "big") + message for message in messages)
+
+
+def unframed(stream: bytes) -> list[bytes]:
+    """The DNS messages in what TCP has carried, which must be whole."""
+    out = []
+    while stream:
+        size = int.from_bytes(stream[:2], "big")
+        assert len(stream) >= 2 + size
+        out.append(stream[2 : 2 + size])
+        stream = stream[2 + size :]
+    return out
+
+
+def answered(message: bytes, *addresses: str) -> bytes:
+    """The answer of a resolver to a query: these A records."""
+    record = DNSRecord.parse(message).reply()
+    for address in addresses:
+        record.add_answer(RR(record.q.qname, rdata=A(address), ttl=60))
+    return bytes(record.pack())
+
+
+def ask_and_answer(dialogue: Dialogue, name: str, *addresses: str) -> bytes:
+    """Have a query by UDP forwarded and answered; return the answer as the client gets it."""
+    dialogue.feed(datagram(RESOLVER4, query(name), port=53))
+    forward = dialogue.event(ForwardQuery)
+    dialogue.engine.answer_query(forward.query, answered(forward.message, *addresses))
+    (packet,) = dialogue.sent()
+    return read_datagram(packet)[3]

@@ -1,0 +1,119 @@
+"""Upstreams that do what a test tells them, and remember what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from tunproxy.upstream.base import StreamHandler
+    from tunproxy.upstream.direct import DatagramHandler
+
+_S = TypeVar("_S")
+_H = TypeVar("_H")
+
+
+class FakeStream:
+    """A :class:`tunproxy.upstream.base.Stream` whose other end is the test."""
+
+    def __init__(self) -> None:
+        self.backlog = 0
+        self.written = b""
+        self.eof_written = False
+        self.pauses = 0
+        self.resumes = 0
+        self.aborted = False
+        self.keep = False
+        """Nothing leaves: what is written adds to the backlog."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert not self.eof_written
+        self.written += data
+        if self.keep:
+            self.backlog += len(data)
+
+    def write_eof(self) -> None:
+        self.eof_written = True
+
+    def pause_reading(self) -> None:
+        self.pauses += 1
+
+    def resume_reading(self) -> None:
+        self.resumes += 1
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class FakeDatagrams:
+    """A datagram stream whose other end is the test."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def send(self, data: bytes | memoryview) -> None:
+        assert not self.closed
+        self.sent.append(bytes(data))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
+class Opening(Generic[_S, _H]):
+    """One call of ``open``: answer it through ``result``."""
+
+    host: str
+    port: int
+    source: tuple[str, int] | None
+    handler: _H
+    result: asyncio.Future[_S] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    cancelled: bool = False
+
+
+class FakeUpstream:
+    """Both ways out. ``stubborn``: it returns a stream although the opening was cancelled, as
+    ``asyncio.wait_for`` may when both happen at once."""
+
+    def __init__(self) -> None:
+        self.streams: list[Opening[FakeStream, StreamHandler]] = []
+        self.datagrams: list[Opening[FakeDatagrams, DatagramHandler]] = []
+        self.stubborn = False
+
+    async def open(
+        self, host: str, port: int, source: tuple[str, int], handler: StreamHandler
+    ) -> FakeStream:
+        opening = Opening[FakeStream, "StreamHandler"](host, port, source, handler)
+        self.streams.append(opening)
+        return await self._wait(opening, FakeStream())
+
+    async def open_datagram(self, host: str, port: int, handler: DatagramHandler) -> FakeDatagrams:
+        opening = Opening[FakeDatagrams, "DatagramHandler"](host, port, None, handler)
+        self.datagrams.append(opening)
+        return await self._wait(opening, FakeDatagrams())
+
+    async def _wait(self, opening: Opening[_S, _H], late: _S) -> _S:
+        try:
+            return await asyncio.shield(opening.result)
+        except asyncio.CancelledError:
+            opening.cancelled = True
+            if not self.stubborn:
+                raise
+            opening.result.set_result(late)
+            return late
+
+
+class FakeResolver:
+    """Answers what the test sets on the futures in ``asked``."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[bytes, asyncio.Future[bytes | None]]] = []
+
+    async def query(self, message: bytes) -> bytes | None:
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self.asked.append((message, future))
+        return await future

@@ -1,0 +1,238 @@
+"""Runs the program in the laboratory as a user would, and looks at what it does to the client."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+from typing import IO, TYPE_CHECKING, Any
+
+from tests.helpers.lab import OUTSIDE4, SSH_PORT
+from tests.helpers.lab_wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.helpers.lab import Lab
+    from tests.helpers.lab_host import Host
+
+PROGRAM = (sys.executable, "-m", "tunproxy")
+READY_S = 20.0
+STOP_S = 10.0
+
+
+def server_options(lab: Lab) -> list[str]:
+    """The options that let the program log in to the laboratory's sshd."""
+    sshd = lab.sshd
+    return [
+        "-F",
+        "none",
+        "-p",
+        str(SSH_PORT),
+        "-i",
+        str(sshd.key),
+        "--known-hosts",
+        str(sshd.known_hosts),
+    ]
+
+
+class Tunproxy:
+    """A running ``tunproxy``, in the client of ``lab``.
+
+    The output is collected while it runs: ``stdout`` and ``stderr`` are the lines so far.
+    """
+
+    def __init__(self, lab: Lab, *command: str, env: dict[str, str] | None = None) -> None:
+        self._lab = lab
+        self._process = lab.client.popen(
+            *PROGRAM, *command, env=env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.pid = self._process.pid
+        """The supervisor's."""
+        self.stdout: list[str] = []
+        self.stderr: list[str] = []
+        self._readers = [
+            self._collect(self._process.stdout, self.stdout),
+            self._collect(self._process.stderr, self.stderr),
+        ]
+
+    def _collect(self, stream: IO[bytes] | None, lines: list[str]) -> threading.Thread:
+        assert stream is not None
+
+        def read() -> None:
+            with stream:
+                # One by one: others look at the list meanwhile.
+                lines.extend(
+                    line.decode(errors="replace").rstrip("\n")
+                    for line in iter(stream.readline, b"")
+                )
+
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        return thread
+
+    @property
+    def running(self) -> bool:
+        """It has not ended."""
+        return self._process.poll() is None
+
+    def wait_ready(self) -> None:
+        """Wait for the ``ready`` line."""
+        until(
+            lambda: not self.running or any(line.startswith("ready") for line in self.stdout),
+            f"the ready line; {self.output()}",
+            READY_S,
+        )
+        assert self.running, self.output()
+
+    def output(self) -> str:
+        """What it has written, for a failure message."""
+        return "\n".join(["stdout:", *self.stdout, "stderr:", *self.stderr])
+
+    def wait(self) -> int:
+        """Wait for its end, and for the end of what holds its output; return the exit status."""
+        try:
+            status = self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it does not end; {self.output()}") from None
+        for reader in self._readers:
+            reader.join(STOP_S)
+            assert not reader.is_alive(), "a process it started has survived it"
+        return status
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send it a signal and wait for its end; return the exit status."""
+        self._process.send_signal(number)
+        return self.wait()
+
+    def close(self) -> None:
+        """Make sure that neither it nor anything it did remains."""
+        if self.running:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        run_program(self._lab, "recover", check=False)
+        for reader in self._readers:
+            reader.join(STOP_S)
+
+    # What it says of itself
+
+    def status(self) -> dict[str, Any]:
+        """``tunproxy status --json``: the one instance that runs."""
+        (found,) = json.loads(run_program(self._lab, "status", "--json").stdout)
+        assert isinstance(found, dict)
+        return found
+
+    def engine_pid(self) -> int:
+        """The process id of the engine."""
+        return next(
+            pid for pid in descendants(self.pid) if "tunproxy.app.daemon" in command_line(pid)
+        )
+
+    def rss_bytes(self) -> dict[int, int]:
+        """The resident memory of the supervisor and all it has started, by process id."""
+        return {pid: resident(pid) for pid in (self.pid, *descendants(self.pid))}
+
+
+def run_program(
+    lab: Lab, *command: str, check: bool = True, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run ``tunproxy COMMAND`` in the client to its end."""
+    return lab.client.run(*PROGRAM, *command, check=check, **options)
+
+
+@contextlib.contextmanager
+def up(
+    lab: Lab, *options: str, target: str = f"root@{OUTSIDE4}", env: dict[str, str] | None = None
+) -> Iterator[Tunproxy]:
+    """``tunproxy up`` with the laboratory's server, ready; gone afterwards whatever happens."""
+    program = Tunproxy(lab, "up", target, *server_options(lab), *options, env=env)
+    try:
+        program.wait_ready()
+        yield program
+    finally:
+        program.close()
+
+
+def run_command(
+    lab: Lab, *command: str, options: tuple[str, ...] = (), **run_options: Any
+) -> subprocess.CompletedProcess[str]:
+    """``tunproxy run ... -- COMMAND`` to its end, with the laboratory's server."""
+    words = ["run", f"root@{OUTSIDE4}", *server_options(lab), *options, "--", *command]
+    return run_program(lab, *words, **run_options)
+
+
+# Looking from outside
+
+
+_VIEWS = {
+    "rules": "ip rule",
+    "rules6": "ip -6 rule",
+    "routes": "ip route show table all",
+    "routes6": "ip -6 route show table all",
+    "addresses": "ip -o addr",
+    "nft": "nft list ruleset",
+    "resolv.conf": "ls -l /etc/resolv.conf; cat /etc/resolv.conf",
+    "sysctl": "sysctl -a -r 'rp_filter|route_localnet|forwarding|ip_forward|src_valid_mark'",
+    # Network namespaces that others remove meanwhile (nsfs) go from every mount namespace.
+    "mounts": "grep -v ' nsfs ' /proc/self/mounts",
+}
+_SEPARATOR = "=====\n"
+
+
+def snapshot(host: Host) -> dict[str, str]:
+    """Everything in ``host`` that the program may change while it runs, to compare."""
+    script = f"\nprintf '%s' '{_SEPARATOR}'\n".join(_VIEWS.values())
+    views = host.run("sh", "-c", script).stdout.split(_SEPARATOR)
+    found = dict(zip(_VIEWS, views, strict=True))
+    found["cgroups"] = "\n".join(host.cgroups())
+    return found
+
+
+def changes(host: Host, before: dict[str, str]) -> list[str]:
+    """How ``host`` differs from the :func:`snapshot` taken ``before``, in lines of diff(1)."""
+    after = snapshot(host)
+    return [
+        line
+        for view, text in before.items()
+        for line in difflib.unified_diff(
+            text.splitlines(), after[view].splitlines(), view, view, n=0, lineterm=""
+        )
+    ]
+
+
+def descendants(pid: int) -> list[int]:
+    """The process ids of all children of ``pid``, theirs too."""
+    found: list[int] = []
+    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def command_line(pid: int) -> list[str]:
+    """The command line of a process."""
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+
+
+def process_status(pid: int) -> dict[str, str]:
+    """The fields of /proc/PID/status."""
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return {name: value.strip() for name, _, value in (x.partition(":") for x in text.splitlines())}
+
+
+def resident(pid: int) -> int:
+    """The resident memory of a process, in octets; 0 when it has ended."""
+    found = re.match(r"\d+", process_status(pid).get("VmRSS", "0"))
+    assert found is not None
+    return int(found[0]) * 1024

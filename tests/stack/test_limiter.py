@@ -1,0 +1,42 @@
+"""The token bucket of RFC 5961 7."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.helpers.packets import deterministic
+from tunproxy.stack.limiter import Limiter
+
+
+def test_a_burst_is_allowed_at_once_and_no_more() -> None:
+    limiter = Limiter(10.0, 3.0)
+    assert [limiter.allow(5.0) for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_tokens_come_back_at_the_rate() -> None:
+    limiter = Limiter(10.0, 1.0)
+    assert limiter.allow(0.0)
+    assert not limiter.allow(0.05)
+    assert limiter.allow(0.125)
+    assert not limiter.allow(0.125)
+
+
+def test_a_long_rest_saves_no_more_than_the_burst() -> None:
+    limiter = Limiter(10.0, 2.0)
+    assert limiter.allow(0.0)
+    assert [limiter.allow(1e6) for _ in range(3)] == [True, True, False]
+
+
+@deterministic
+@given(st.lists(st.floats(0, 0.5), max_size=60))
+def test_no_span_of_time_has_more_than_burst_and_rate_allow(gaps: list[float]) -> None:
+    limiter = Limiter(4.0, 5.0)
+    now, allowed = 100.0, []
+    for gap in gaps:
+        now += gap
+        if limiter.allow(now):
+            allowed.append(now)
+    for i, first in enumerate(allowed):
+        for count, last in enumerate(allowed[i:], 1):
+            assert count <= 5 + (last - first) * 4 + 1e-6

@@ -1,0 +1,7 @@
+"""``python -m tunproxy`` is ``tunproxy``."""
+
+import sys
+
+from tunproxy.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where the pure core, the upstreams and the kernel meet: the processes of the program."""

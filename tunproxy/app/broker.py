@@ -1,0 +1,137 @@
+"""The engine's end of the link to the supervisor, inside the event loop.
+
+What only root can do (marked sockets) and what only the terminal's owner can do (answering a
+prompt) is asked for here. End of file means that the supervisor is gone: the engine has to end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from ..errors import TunproxyError
+from .ipc import (
+    MAX_PENDING,
+    Answer,
+    Ask,
+    Captured,
+    Connected,
+    Socket,
+    SocketFailed,
+    Start,
+    WantSocket,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .ipc import EngineLink, Received, ToEngine
+
+
+_log = logging.getLogger(__name__)
+
+
+class Broker:
+    """Asks the supervisor. ``captured`` is set when it says so, ``ended`` when it says no more."""
+
+    def __init__(self, link: EngineLink, loop: asyncio.AbstractEventLoop) -> None:
+        self.captured = asyncio.Event()
+        self.ended = asyncio.Event()
+        self._link = link
+        self._loop = loop
+        self._last_id = 0
+        self._room = asyncio.Semaphore(MAX_PENDING)
+        self._waiting: dict[int, asyncio.Future[socket.socket | str | None]] = {}
+        loop.add_reader(link.fileno(), self._on_readable)
+
+    def close(self) -> None:
+        """Listen no more: whoever waits for an answer, or asks from here on, gets none."""
+        self._loop.remove_reader(self._link.fileno())
+        self.ended.set()
+        for ask_id in list(self._waiting):
+            self._resolve(ask_id, None)
+
+    def connected(self, server: str, addresses: list[str]) -> None:
+        """We are logged in: let the capture begin."""
+        self._link.send(Connected(server, tuple(addresses)))
+
+    async def make_socket(self, family: int, kind: int) -> socket.socket:
+        """A non-blocking socket whose packets are never captured.
+
+        Raises:
+            OSError: the kernel refuses one, or the supervisor is gone.
+        """
+        answer = await self._ask(lambda ask_id: WantSocket(ask_id, int(family), int(kind)))
+        if isinstance(answer, socket.socket):
+            return answer
+        raise OSError(answer or "the supervisor is gone")
+
+    async def ask(self, prompt: str, echo: bool) -> str | None:
+        """Ask the user on the terminal; ``None`` where there is nobody."""
+        answer = await self._ask(lambda ask_id: Ask(ask_id, prompt, echo))
+        return answer if isinstance(answer, str) else None
+
+    async def _ask(self, make: Callable[[int], WantSocket | Ask]) -> socket.socket | str | None:
+        await self._room.acquire()
+        if self.ended.is_set():
+            self._room.release()
+            return None
+        self._last_id += 1
+        future = self._waiting[self._last_id] = self._loop.create_future()
+        # The answer ends the request, not the asker's patience: what is out is bounded.
+        future.add_done_callback(lambda _: self._room.release())
+        try:
+            self._link.send(make(self._last_id))
+        except TunproxyError as error:
+            _log.error("%s", error)
+            self.close()
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            # The answer comes all the same, and a socket in it has to be closed.
+            future.add_done_callback(_discard)
+            raise
+
+    def _on_readable(self) -> None:
+        try:
+            received = self._link.recv_nowait()
+        except BlockingIOError:
+            return
+        except TunproxyError as error:
+            _log.error("%s", error)
+            received = None
+        if received is None:
+            self.close()
+        else:
+            self._take(received)
+
+    def _take(self, received: Received[ToEngine]) -> None:
+        message = received.message
+        if isinstance(message, Captured):
+            self.captured.set()
+        elif isinstance(message, Socket):
+            sock = socket.socket(fileno=received.fds[0])
+            sock.setblocking(False)
+            self._resolve(message.id, sock)
+        elif isinstance(message, SocketFailed | Answer):
+            self._resolve(message.id, message.text)
+        elif isinstance(message, Start):
+            _log.error("the supervisor began twice: a defect of tunproxy")
+            for fd in received.fds:
+                os.close(fd)
+            self.close()
+
+    def _resolve(self, ask_id: int, answer: socket.socket | str | None) -> None:
+        future = self._waiting.pop(ask_id, None)
+        if future is not None and not future.done():
+            future.set_result(answer)
+        elif isinstance(answer, socket.socket):
+            answer.close()
+
+
+def _discard(future: asyncio.Future[socket.socket | str | None]) -> None:
+    if not future.cancelled() and isinstance(answer := future.result(), socket.socket):
+        answer.close()

@@ -1,0 +1,27 @@
+"""The engine process: ``python -m tunproxy.app.daemon FD IDS``.
+
+The supervisor spawns it as root. FD is one end of the link, IDS the caller's uid, gid and groups as
+JSON. Every privilege is given up before anything is read or sent. The code is loaded before that,
+all of it: an installation that only root may read is as good as any other.
+"""
+
+from __future__ import annotations
+
+import encodings.idna  # noqa: F401 - loaded at the first name that is resolved, else
+import json
+import socket
+import sys
+
+from ..linux import privileges
+from .session import run
+
+
+def main(argv: list[str]) -> int:
+    """Run the engine until the supervisor goes; return the exit status of the process."""
+    ids = json.loads(argv[2])
+    privileges.drop(ids["uid"], ids["gid"], ids["groups"])
+    return run(socket.socket(fileno=int(argv[1])))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

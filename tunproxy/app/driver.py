@@ -1,0 +1,149 @@
+"""The loop around the engine: TUN, clock and event loop meet here, and nowhere else.
+
+One turn: read a bounded batch of packets, each with the events it causes; then write everything
+that is to be written; then back to the event loop. Callbacks of the upstream only change the engine
+and call :meth:`Driver.wake`: one flush follows for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import MachineError
+from ..linux.tun import READ_LEN
+from ..wire import offload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..flow.engine import Engine
+    from ..flow.events import Event
+
+BATCH = 32
+"""Packets read in one turn, 2 MiB of super-segments: an unbounded loop would let a busy uplink
+starve everything else."""
+
+
+class Device(Protocol):
+    """What the driver needs of a TUN."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+
+    def read_into(self, buffer: memoryview) -> int:
+        """One packet behind its virtio_net_hdr; octets, 0 when there is none.
+
+        Raises:
+            MachineError: there is no device any more.
+        """
+
+    def write(self, parts: Sequence[bytes | memoryview]) -> bool:
+        """Write one packet; False when the kernel did not take it."""
+
+
+class Handler(Protocol):
+    """Who acts on the engine's events."""
+
+    def handle(self, event: Event) -> None:
+        """Do what ``event`` asks for, without waiting."""
+
+
+class Driver:
+    """Runs ``engine`` between ``device`` and ``handler`` on the running event loop."""
+
+    def __init__(
+        self, device: Device, engine: Engine, handler: Handler, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._device = device
+        self._engine = engine
+        self._handler = handler
+        self._loop = loop
+        self._buffer = memoryview(bytearray(READ_LEN))
+        self._flush_due: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._is_stopped = False
+        self.lost = asyncio.Event()
+        """Set when somebody has deleted the device; nothing goes through it any more."""
+        self.loss: MachineError | None = None
+        """What to tell the user then."""
+        self.packets_in = 0
+        self.packets_out = 0
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._loop.add_reader(self._device.fileno(), self._on_readable)
+
+    def stop(self) -> None:
+        """Read and write nothing more, whoever calls :meth:`wake`."""
+        self._is_stopped = True
+        self._loop.remove_reader(self._device.fileno())
+        for handle in (self._flush_due, self._timer):
+            if handle is not None:
+                handle.cancel()
+
+    def wake(self) -> None:
+        """The engine may have something to send: write it in this turn of the loop."""
+        if self._flush_due is None and not self._is_stopped:
+            self._flush_due = self._loop.call_soon(self._flush)
+
+    def _on_readable(self) -> None:
+        device, engine, buffer = self._device, self._engine, self._buffer
+        now = time.monotonic()
+        for _ in range(BATCH):
+            try:
+                length = device.read_into(buffer)
+            except MachineError as error:
+                self._lose(error)
+                return
+            if not length:
+                break
+            self.packets_in += 1
+            engine.handle_packet(
+                buffer[offload.LENGTH : length],
+                now,
+                trusted=offload.checksum_is_trusted(buffer[0]),
+            )
+            self._drain_events()
+        self._flush()
+
+    def _lose(self, error: MachineError) -> None:
+        # The descriptor stays readable for ever, and says the same each time.
+        self.stop()
+        self.loss = error
+        self.lost.set()
+
+    def _drain_events(self) -> None:
+        while (event := self._engine.next_event()) is not None:
+            self._handler.handle(event)
+
+    def _flush(self) -> None:
+        if self._flush_due is not None:
+            self._flush_due.cancel()
+            self._flush_due = None
+        now = time.monotonic()
+        engine = self._engine
+        while (packet := engine.poll_transmit(now)) is not None:
+            self.packets_out += 1
+            if not self._device.write(packet):  # type: ignore[arg-type]
+                engine.counters["tun_write"] += 1
+        # What is sent can end flows, and what ends can be answered.
+        self._drain_events()
+        self._rearm(now)
+
+    def _rearm(self, now: float) -> None:
+        at = self._engine.poll_at()
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return  # an early timer finds nothing due, and is set anew
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        self._timer = self._loop.call_later(max(0.0, at - now), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._engine.handle_timeout(time.monotonic())
+        self._drain_events()
+        self._flush()

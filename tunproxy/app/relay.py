@@ -1,0 +1,320 @@
+"""Between the engine and the upstreams: three hand-offs each way, and no task per flow.
+
+Uplink: DataReceived -> ``stream.write`` -> the backlog back to the engine, which shrinks the
+window. Downlink: ``data_received`` -> ``engine.send`` -> one wake of the driver; a full send queue
+pauses the stream until FlowWritable. A task exists only while a target is being opened or a name
+resolved.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import OpenFailed, Refusal
+from ..flow.events import (
+    DatagramReceived,
+    DataReceived,
+    FlowClosed,
+    FlowOpened,
+    FlowWritable,
+    ForwardQuery,
+)
+from ..flow.rules import Action
+from .tasks import TaskSet
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from ..flow.engine import Engine
+    from ..flow.events import Event
+    from ..upstream.base import Stream, Upstream
+    from ..upstream.direct import DirectDatagramStream, DirectUpstream
+
+MAX_LINGERING = 4096
+"""Streams that outlive their flows; each may hold as much as a window (1 MiB). Beyond that number
+the oldest is aborted: its target has had the most time to take what is left."""
+
+_log = logging.getLogger(__name__)
+
+
+class Resolver(Protocol):
+    """Who answers DNS messages."""
+
+    async def query(self, message: bytes) -> bytes | None:
+        """The answer, or ``None``."""
+
+
+class Ways(Protocol):
+    """The ways out, as the rules name them."""
+
+    @property
+    def proxy(self) -> Upstream:
+        """Through the server."""
+
+    @property
+    def direct(self) -> DirectUpstream:
+        """By a marked socket."""
+
+    @property
+    def remote_resolver(self) -> Resolver:
+        """On the server's side."""
+
+    @property
+    def direct_resolver(self) -> Resolver:
+        """The machine's own."""
+
+
+class Relay:
+    """Acts on the engine's events. ``wake`` is the driver's."""
+
+    def __init__(self, engine: Engine, ways: Ways) -> None:
+        self.engine = engine
+        self.wake: Callable[[], None] = lambda: None
+        self.tasks = TaskSet()
+        self._ways = ways
+        self._flows: dict[int, _FlowSide | _DatagramSide] = {}
+        self._lingering: dict[int, _FlowSide] = {}
+        """Sides whose flow has ended in order, and whose stream has not: it may still have to send
+        what the initiator has sent last."""
+
+    def handle(self, event: Event) -> None:
+        """Do what ``event`` asks for."""
+        if isinstance(event, DataReceived):
+            side = self._flows.get(event.flow)
+            if isinstance(side, _FlowSide):
+                side.uplink(event)
+        elif isinstance(event, FlowWritable):
+            side = self._flows.get(event.flow)
+            if isinstance(side, _FlowSide):
+                side.resume()
+        elif isinstance(event, FlowOpened):
+            self._open(event)
+        elif isinstance(event, FlowClosed):
+            self._close(event)
+        elif isinstance(event, DatagramReceived):
+            side = self._flows.get(event.flow)
+            if isinstance(side, _DatagramSide):
+                side.uplink(bytes(event.payload))
+        else:
+            self.tasks.spawn(self._resolve(event), f"query {event.query}")
+
+    async def close(self) -> None:
+        """Abort every stream and everything that is being opened."""
+        for side in (*self._flows.values(), *self._lingering.values()):
+            side.abort()
+        self._flows.clear()
+        self._lingering.clear()
+        await self.tasks.cancel()
+
+    def stream_ended(self, flow: int) -> None:
+        """The stream of ``flow`` is gone."""
+        self._lingering.pop(flow, None)
+
+    def _open(self, event: FlowOpened) -> None:
+        _log.debug(
+            "flow %d: %s %s port %d for %s port %d: %s (%s)",
+            event.flow,
+            event.network,
+            event.host,
+            event.port,
+            *event.source,
+            event.decision.action.name,
+            event.decision.place,
+        )
+        kind = _DatagramSide if event.network == "udp" else _FlowSide
+        side = self._flows[event.flow] = kind(self, event.flow)
+        side.opening = self.tasks.spawn(self._reach(event, side), f"open flow {event.flow}")
+
+    async def _reach(self, event: FlowOpened, side: _FlowSide | _DatagramSide) -> None:
+        """Open the target, or say why it cannot be opened."""
+        try:
+            if isinstance(side, _DatagramSide):
+                side.opened(await self._ways.direct.open_datagram(event.host, event.port, side))
+                return
+            is_direct = event.decision.action is Action.DIRECT
+            upstream: Upstream = self._ways.direct if is_direct else self._ways.proxy
+            side.opened(await upstream.open(event.host, event.port, event.source, side))
+        except OpenFailed as failure:
+            self._refuse(event, failure)
+        except Exception as defect:
+            self._refuse(event, OpenFailed(Refusal.UNREACHABLE, repr(defect)))
+            raise
+
+    def _refuse(self, event: FlowOpened, failure: OpenFailed) -> None:
+        _log.debug("flow %d: refused: %s", event.flow, failure)
+        self.engine.refuse(event.flow, failure.refusal, time.monotonic())
+        self.wake()
+
+    def _close(self, event: FlowClosed) -> None:
+        _log.debug("flow %d: closed%s", event.flow, " by a reset" if event.reset else "")
+        side = self._flows.pop(event.flow, None)
+        if side is None:
+            return
+        if event.reset or isinstance(side, _DatagramSide):
+            side.abort()
+        elif side.finish():
+            self._linger(event.flow, side)
+
+    def _linger(self, flow: int, side: _FlowSide) -> None:
+        self._lingering[flow] = side
+        if len(self._lingering) > MAX_LINGERING:
+            oldest = next(iter(self._lingering))
+            self._lingering.pop(oldest).abort()
+
+    async def _resolve(self, event: ForwardQuery) -> None:
+        ways = self._ways
+        resolver = ways.direct_resolver if event.direct else ways.remote_resolver
+        answer = None
+        try:
+            answer = await resolver.query(event.message)
+        finally:
+            self.engine.answer_query(event.query, answer)
+            self.wake()
+
+
+class _FlowSide:
+    """The upstream's side of one TCP flow: what its stream calls back."""
+
+    __slots__ = ("_backlog", "_flow", "_is_over", "_relay", "_stream", "opening")
+
+    def __init__(self, relay: Relay, flow: int) -> None:
+        self._relay = relay
+        self._flow = flow
+        self._stream: Stream | None = None
+        self._backlog = 0
+        self._is_over = False
+        self.opening: asyncio.Task[None] | None = None
+
+    def opened(self, stream: Stream) -> None:
+        """The target is connected."""
+        self.opening = None
+        if self._is_over:
+            stream.abort()  # it was connected at the very moment it was given up
+            return
+        self._stream = stream
+        self._relay.engine.accept(self._flow)
+        self._relay.wake()
+
+    def uplink(self, event: DataReceived) -> None:
+        """Write what the initiator has sent."""
+        stream = self._stream
+        if stream is None:
+            return
+        for chunk in event.chunks:
+            stream.write(chunk)  # type: ignore[arg-type]
+        if event.end_stream:
+            stream.write_eof()
+        backlog = stream.backlog
+        if backlog != self._backlog:
+            self._backlog = backlog
+            self._relay.engine.set_backlog(self._flow, backlog)
+
+    def resume(self) -> None:
+        """The initiator has taken what we held."""
+        if self._stream is not None:
+            self._stream.resume_reading()
+
+    def finish(self) -> bool:
+        """Both ends have said EOF to the initiator; return whether the stream has still to end.
+
+        It does so by itself, when it has sent what it holds: that must not be forgotten.
+        """
+        self._is_over = True
+        return self._stream is not None
+
+    def abort(self) -> None:
+        """The flow is gone from the engine, or will be; what the stream holds is of no use."""
+        self._is_over = True
+        if self.opening is not None:
+            self.opening.cancel()
+        if self._stream is not None:
+            self._stream.abort()
+            self._stream = None
+
+    # What the stream calls back: see upstream.base.StreamHandler.
+
+    def data_received(self, data: bytes) -> None:
+        """Queue what the target has sent."""
+        if not self._relay.engine.send(self._flow, data) and self._stream is not None:
+            self._stream.pause_reading()
+        self._relay.wake()
+
+    def eof_received(self) -> None:
+        """The target has ended its direction."""
+        self._relay.engine.send_eof(self._flow)
+        self._relay.wake()
+
+    def backlog_changed(self) -> None:
+        """The upstream has passed something on."""
+        if self._stream is not None and not self._is_over:
+            self._backlog = self._stream.backlog
+            self._relay.engine.set_backlog(self._flow, self._backlog)
+            self._relay.wake()
+
+    def connection_lost(self, *, reset: bool) -> None:
+        """The stream is gone; what it has delivered is still on its way to the initiator."""
+        self._stream = None
+        self._relay.stream_ended(self._flow)
+        if reset and not self._is_over:
+            self._relay.engine.abort(self._flow)
+            self._relay.wake()
+
+
+class _DatagramSide:
+    """The upstream's side of one UDP flow."""
+
+    __slots__ = ("_flow", "_is_over", "_relay", "_stream", "_waiting", "opening")
+
+    MAX_WAITING = 16
+    """Datagrams kept while the socket is being opened: a question and its repetitions."""
+
+    def __init__(self, relay: Relay, flow: int) -> None:
+        self._relay = relay
+        self._flow = flow
+        self._stream: DirectDatagramStream | None = None
+        self._is_over = False
+        self._waiting: list[bytes] = []
+        self.opening: asyncio.Task[None] | None = None
+
+    def opened(self, stream: DirectDatagramStream) -> None:
+        """The socket is there."""
+        self.opening = None
+        if self._is_over:
+            stream.close()
+            return
+        self._stream = stream
+        for payload in self._waiting:
+            stream.send(payload)
+        self._waiting.clear()
+
+    def uplink(self, payload: bytes) -> None:
+        """Send what the initiator has sent."""
+        if self._stream is not None:
+            self._stream.send(payload)
+        elif len(self._waiting) < self.MAX_WAITING:
+            self._waiting.append(payload)
+        else:
+            self._relay.engine.counters["udp_waiting_full"] += 1
+
+    def abort(self) -> None:
+        """The flow is gone from the engine."""
+        self._is_over = True
+        self._waiting.clear()
+        if self.opening is not None:
+            self.opening.cancel()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def datagram_received(self, data: bytes) -> None:
+        """Pass on what the target has sent."""
+        self._relay.engine.send_datagram(self._flow, data, time.monotonic())
+        self._relay.wake()
+
+    def error_received(self, refusal: Refusal) -> None:
+        """The target refuses datagrams: the flow ends, and the next datagram tries anew."""
+        self._relay.engine.refuse(self._flow, refusal, time.monotonic())
+        self._relay.wake()

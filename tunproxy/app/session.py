@@ -1,0 +1,255 @@
+"""One run of the engine: log in to the server, build the parts, relay until the end.
+
+This is where flow and upstream meet. The order matters: the rules are read first, because they can
+be wrong; then we log in, while nothing is captured yet; then the supervisor captures the traffic,
+and packets begin to arrive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import ipaddress
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from .. import __version__, config, log
+from ..errors import TunproxyError
+from ..flow.engine import Engine, Settings
+from ..flow.fakeip import FakePools
+from ..flow.nameserver import NameServer
+from ..flow.rules import RuleTable
+from ..linux.tun import Tun
+from ..upstream.direct import DirectUpstream
+from ..upstream.resolver import DirectResolver, RemoteResolver
+from ..upstream.ssh import LinkState, SshUpstream
+from .broker import Broker
+from .control import ControlServer, Status
+from .driver import Driver
+from .ipc import Failed, Start, engine_link
+from .relay import Relay
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .ipc import EngineLink, Received, ToEngine
+
+_log = logging.getLogger(__name__)
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def run(sock: socket.socket) -> int:
+    """Serve the supervisor at the other end of ``sock``; return the exit status of the process."""
+    with engine_link(sock) as link:
+        try:
+            received = link.recv()
+            if received is None:
+                return 0
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(link, received))
+        except TunproxyError as error:
+            link.send(Failed(error.exit_status, str(error)))
+            return error.exit_status
+    return 0
+
+
+async def _serve(link: EngineLink, received: Received[ToEngine]) -> None:
+    start = received.message
+    if not isinstance(start, Start):
+        raise TunproxyError("the supervisor did not begin with Start: a defect of tunproxy")
+    log.setup(start.verbosity)
+    loop = asyncio.get_running_loop()
+    broker = Broker(link, loop)
+    tun = Tun.adopt(received.fds[0], start.tun.name, start.tun.offload)
+    control = socket.socket(fileno=received.fds[1])
+    # The terminal's signals are the supervisor's business; we end when it does.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, _log.debug, "signal ignored: the supervisor acts on it")
+    loop.add_signal_handler(signal.SIGTERM, broker.ended.set)
+    session = Session(start, tun, broker)
+    loop.set_exception_handler(session.defect)
+    try:
+        await session.run(control)
+    finally:
+        await session.close()
+        broker.close()
+        tun.close()
+
+
+class Session:
+    """The parts of a running engine."""
+
+    def __init__(self, start: Start, tun: Tun, broker: Broker) -> None:
+        """Read the rules and make what needs no server.
+
+        Raises:
+            ConfigError: a rule file is missing or wrong.
+        """
+        self._start = start
+        self._config = start.config
+        self._tun = tun
+        self._broker = broker
+        self._began_at = time.monotonic()
+        self._defects: collections.Counter[str] = collections.Counter()
+        cfg = self._config
+        self._rules = RuleTable.parse(config.rule_sources(cfg), config.rule_loader(cfg))
+        self._pools = FakePools(cfg.dns.fake_ip_range, cfg.dns.fake_ip_range6)
+        self.direct_resolver = DirectResolver(broker.make_socket, start.resolvers)
+        self.direct = DirectUpstream(broker.make_socket, self.direct_resolver)
+        self.proxy = SshUpstream(
+            cfg.server[0],
+            make_socket=broker.make_socket,
+            ask=broker.ask,
+            resolve=self.direct_resolver.addresses,
+            on_state=self._on_state,
+        )
+        self.remote_resolver = RemoteResolver(self.proxy, ())
+        self._driver: Driver | None = None
+        self._relay: Relay | None = None
+        self._engine: Engine | None = None
+        self._control: ControlServer | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def run(self, control: socket.socket) -> None:
+        """Log in, then relay until the supervisor ends it.
+
+        Raises:
+            ServerError: the first login failed.
+        """
+        self._control = ControlServer(control, {"status": self._status})
+        await self._control.start()
+        if not await self._until_ended(self.proxy.connect()):
+            return
+        if not self.proxy.resolver_addresses:
+            _log.warning(
+                "the resolver of the server's side is not known (its /etc/resolv.conf cannot be "
+                "read): set server.resolver, or only A and AAAA queries are answered"
+            )
+        self.remote_resolver = RemoteResolver(self.proxy, self.proxy.resolver_addresses)
+        self._build()
+        loop = asyncio.get_running_loop()
+        self._keeper = loop.create_task(self.proxy.run(), name="keep connected")
+        self._broker.connected(self._config.server[0].target, list(self.proxy.addresses))
+        await self._until_ended(self._driver_lost())
+
+    async def close(self) -> None:
+        """Stop reading packets, abort all streams, leave the server."""
+        if self._driver is not None:
+            self._driver.stop()
+        if self._relay is not None:
+            await self._relay.close()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        self.remote_resolver.close()
+        await self.proxy.close()
+        if self._control is not None:
+            self._control.close()
+
+    def defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Take an exception that left a callback: count it, say it once, go on."""
+        error = context.get("exception")
+        kind = type(error).__name__
+        self._defects[kind] += 1
+        if self._defects[kind] == 1:
+            _log.error("defect in a callback: %s", context.get("message"), exc_info=error)
+
+    async def _driver_lost(self) -> None:
+        """Wait until the TUN is gone.
+
+        Raises:
+            MachineError: always, in the end.
+        """
+        driver = self._driver
+        assert driver is not None
+        await driver.lost.wait()
+        assert driver.loss is not None
+        raise driver.loss
+
+    async def _until_ended(self, work: collections.abc.Coroutine[Any, Any, None]) -> bool:
+        """Do ``work``, unless the supervisor goes first; return whether it was done."""
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work, name="work")
+        ended = loop.create_task(self._broker.ended.wait(), name="end")
+        try:
+            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                return False
+            task.result()
+            return True
+        finally:
+            for each in (task, ended):
+                each.cancel()
+            await asyncio.gather(task, ended, return_exceptions=True)
+
+    def _build(self) -> None:
+        cfg = self._config
+        mode = cfg.dns.mode or ("remote" if cfg.capture.include else "fake-ip")
+        known = [ipaddress.ip_address(text) for text in self.proxy.addresses]
+        nameserver = NameServer(
+            self._pools,
+            self._rules,
+            mode="fake-ip" if mode == "fake-ip" else "remote",
+            real_names=cfg.dns.real,
+            server_names={name: known for name in self.proxy.names},
+        )
+        settings = Settings(
+            mtu=self._start.tun.mtu,
+            offload=self._tun.offload,
+            capture_dns=mode != "off",
+            direct_sources=frozenset(
+                ipaddress.ip_address(text).packed for text in self._start.direct
+            ),
+            secret=secrets.token_bytes(32),
+        )
+        self._engine = Engine(settings, self._rules, self._pools, nameserver)
+        self._relay = Relay(self._engine, self)
+        self._driver = Driver(self._tun, self._engine, self._relay, asyncio.get_running_loop())
+        self._relay.wake = self._driver.wake
+        self._driver.start()
+
+    def _on_state(self, state: LinkState) -> None:
+        _log.info("ssh: %s", state.value)
+
+    def _status(self, request: dict[str, object]) -> Status:
+        engine, proxy = self._engine, self.proxy
+        counters: collections.Counter[str] = collections.Counter()
+        if engine is not None:
+            counters.update(engine.counters)
+        for kind, count in self._defects.items():
+            counters[f"defect_{kind}"] = count
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            tun=self._tun.name,
+            mode=self._start.mode,
+            stack=self._config.tun.stack,
+            offload=self._tun.offload,
+            server=self._config.server[0].target,
+            state=proxy.state.value,
+            cipher=proxy.cipher,
+            uptime_s=round(time.monotonic() - self._began_at, 3),
+            reconnects=proxy.reconnects,
+            flows=len(engine.table) if engine else 0,
+            flows_total=engine.flows_total if engine else 0,
+            refused=dict(engine.refused) if engine else {},
+            bytes_up=engine.bytes_up if engine else 0,
+            bytes_down=engine.bytes_down if engine else 0,
+            dns_queries=engine.dns.queries if engine else 0,
+            counters={name: count for name, count in counters.items() if count},
+            rss_bytes=_rss_bytes(),
+        )
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * _PAGE

@@ -1,0 +1,289 @@
+"""The configuration: one frozen tree, the same names as in the TOML file.
+
+Read it with :func:`load`, lay the command line over it with :func:`overlay`; modules are handed the
+sub-tree that concerns them. The values are checked here, once: whoever holds a :class:`Config` from
+one of the two holds a valid one.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import ipaddress
+import pathlib
+import tomllib
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from .config_check import explain, lower_first, problems
+from .errors import ConfigError
+from .ipnet_codec import Network as Network
+from .ipnet_codec import dec_hook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+Stack: TypeAlias = Literal["user"]
+DnsMode: TypeAlias = Literal["fake-ip", "remote", "off"]
+
+
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One SSH server, in the words of ssh(1)."""
+
+    target: str
+    """``[user@]host``, or an alias of ssh_config."""
+    name: str = "exit"
+    """What rules call it."""
+    port: int | None = None
+    """``None``: what ssh_config says, else 22."""
+    identity: str | None = None
+    """Private key file; ``None``: ssh_config, the agent and the default keys."""
+    known_hosts: str | None = None
+    """``None``: what ssh_config says, else ~/.ssh/known_hosts."""
+    ssh_config: str | None = None
+    """``None``: ~/.ssh/config; ``"none"``: no file at all, as ``ssh -F none``."""
+    jump: str | None = None
+    """Comma-separated jump hosts, as ``ssh -J``."""
+    connections: Literal[1] = 1
+    """How many SSH connections to it."""
+    resolver: str | None = None
+    """Address of the resolver on the server's side; ``None``: read from its /etc/resolv.conf."""
+
+
+class TunDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The TUN device."""
+
+    name: str = "tun0"
+    """At most 15 characters."""
+    mtu: int = 1500
+    """Octets, 1280 (the least that IPv6 allows) to 65535."""
+    stack: Stack = "user"
+    """Who terminates TCP."""
+    offload: bool = True
+    """Use 64 KiB super-segments where the kernel has them."""
+
+
+class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which traffic enters the TUN."""
+
+    mode: Literal["system", "cgroup"] = "system"
+    include: tuple[Network, ...] = ()
+    """Only these destinations; empty: all."""
+    exclude: tuple[Network, ...] = ()
+    """Never these destinations."""
+    cgroups: tuple[str, ...] = ()
+    """cgroup v2 paths below the mount point, for mode ``cgroup``."""
+    gateway: bool = False
+    """Also what other hosts send through this one."""
+    kill_switch: bool = False
+    """Captured traffic has no other way out, even while the program is dead."""
+
+
+class Dns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Names."""
+
+    mode: DnsMode | None = None
+    """``None``: ``fake-ip``, or ``remote`` where only some networks are included."""
+    fake_ip_range: ipaddress.IPv4Network = ipaddress.IPv4Network("198.18.0.0/15")
+    fake_ip_range6: ipaddress.IPv6Network = ipaddress.IPv6Network("fd00:7470::/64")
+    real: tuple[str, ...] = ()
+    """Names (with all below them) that never get a fake address."""
+
+
+class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which rule files decide, in this order."""
+
+    files: tuple[str, ...] = ("default.list",)
+    """Paths; a bare name that is no file in ``directory`` is one of the shipped lists."""
+    directory: str | None = None
+    """Where relative paths start, in RULE-SET too; ``None``: the directory of the config file."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be configured."""
+
+    server: tuple[Server, ...] = ()
+    tun: TunDevice = msgspec.field(default_factory=TunDevice)
+    capture: Capture = msgspec.field(default_factory=Capture)
+    dns: Dns = msgspec.field(default_factory=Dns)
+    rules: Rules = msgspec.field(default_factory=Rules)
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says; ``None`` and empty: nothing."""
+
+    target: str | None = None
+    port: int | None = None
+    identity: str | None = None
+    ssh_config: str | None = None
+    jump: str | None = None
+    known_hosts: str | None = None
+    rules: str | None = None
+    """Takes the place of all rule files of the config."""
+    include: tuple[Network, ...] = ()
+    """Added to those of the config, as ``exclude`` is."""
+    exclude: tuple[Network, ...] = ()
+    tun: str | None = None
+    mtu: int | None = None
+    stack: Stack | None = None
+    dns: DnsMode | None = None
+    gateway: bool = False
+    kill_switch: bool = False
+
+
+def load(path: str | pathlib.Path) -> Config:
+    """Read the config file ``path``; its relative paths start at its own directory.
+
+    Raises:
+        ConfigError: naming the file, the field and the reason.
+    """
+    source = str(path)
+    try:
+        raw = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {lower_first(str(error))}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{source}: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot be read: {_strerror(error)}") from None
+    try:
+        config = msgspec.convert(raw, Config, strict=True, dec_hook=dec_hook)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {explain(str(error))}") from None
+    _check(config, source)
+    return _anchor(config, pathlib.Path(path).absolute().parent)
+
+
+def overlay(config: Config, overrides: Overrides) -> Config:
+    """Return ``config`` with the options of the command line laid over it.
+
+    Raises:
+        ConfigError: the result is not a valid config.
+    """
+    given = overrides
+    capture = msgspec.structs.replace(
+        config.capture,
+        include=config.capture.include + given.include,
+        exclude=config.capture.exclude + given.exclude,
+        gateway=config.capture.gateway or given.gateway,
+        kill_switch=config.capture.kill_switch or given.kill_switch,
+    )
+    tun = _replace_given(config.tun, name=given.tun, mtu=given.mtu, stack=given.stack)
+    dns = _replace_given(config.dns, mode=given.dns)
+    rules = config.rules
+    if given.rules is not None:
+        rules = msgspec.structs.replace(rules, files=(_rule_option(given.rules),))
+    result = msgspec.structs.replace(
+        config,
+        server=_overlay_server(config.server, given),
+        tun=tun,
+        capture=capture,
+        dns=dns,
+        rules=rules,
+    )
+    _check(result, "command line")
+    return result
+
+
+def rule_sources(config: Config) -> list[tuple[str, str]]:
+    """Read the rule files: each one's name, for messages, and its text, in order.
+
+    Raises:
+        ConfigError: one is missing, cannot be read or is not UTF-8.
+    """
+    return list(map(rule_loader(config), config.rules.files))
+
+
+def rule_loader(config: Config) -> Callable[[str], tuple[str, str]]:
+    """Return the function that reads one rule list by the name a config or a RULE-SET gives it.
+
+    It returns and raises what :func:`rule_sources` does for one file.
+    """
+    base = pathlib.Path(config.rules.directory or ".")
+
+    def load_list(name: str) -> tuple[str, str]:
+        path = base / pathlib.Path(name).expanduser()
+        shipped = importlib.resources.files("tunproxy.rules") / name
+        # A bare name of a list only: "../config.py" must not reach into the package.
+        may_ship = "/" not in name and name.endswith(".list")
+        use_shipped = may_ship and not path.exists() and shipped.is_file()
+        try:
+            return name, (shipped if use_shipped else path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            hint = "" if "/" in name else " and no list of that name is shipped with tunproxy"
+            raise ConfigError(f"rules.files: {path} does not exist{hint}") from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"rules.files: {path} is not UTF-8 text") from None
+        except OSError as error:
+            raise ConfigError(f"rules.files: {path} cannot be read: {_strerror(error)}") from None
+
+    return load_list
+
+
+def _strerror(error: OSError) -> str:
+    return lower_first(error.strerror or str(error))
+
+
+def _check(config: Config, source: str) -> None:
+    """Raise ConfigError for the first value that has the right type and makes no sense."""
+    for field, reason in problems(config):
+        raise ConfigError(f"{source}: {field}: {reason}")
+
+
+def _anchor(config: Config, base: pathlib.Path) -> Config:
+    """Make the relative paths of a config file absolute, below ``base``."""
+    servers = tuple(
+        msgspec.structs.replace(
+            server,
+            identity=_anchored(server.identity, base),
+            known_hosts=_anchored(server.known_hosts, base),
+            ssh_config=_anchored(server.ssh_config, base),
+        )
+        for server in config.server
+    )
+    directory = _anchored(config.rules.directory or ".", base)
+    rules = msgspec.structs.replace(config.rules, directory=directory)
+    return msgspec.structs.replace(config, server=servers, rules=rules)
+
+
+def _anchored(path: str | None, base: pathlib.Path) -> str | None:
+    # "~" belongs to the user the engine runs as, who may not be the one that reads this.
+    if path is None or path == "none" or path.startswith("~"):
+        return path
+    return str(base / path)
+
+
+def _overlay_server(servers: tuple[Server, ...], given: Overrides) -> tuple[Server, ...]:
+    """Make or change the first server."""
+    cwd = pathlib.Path.cwd()
+    changes = {
+        "port": given.port,
+        "identity": _anchored(given.identity, cwd),
+        "ssh_config": _anchored(given.ssh_config, cwd),
+        "jump": given.jump,
+        "known_hosts": _anchored(given.known_hosts, cwd),
+    }
+    first, rest = (servers[0], servers[1:]) if servers else (None, ())
+    if given.target is not None and (first is None or given.target != first.target):
+        # Another host: the port and the key of the one in the config are none of its business.
+        first = Server(target=given.target, name=first.name if first else "exit")
+    if first is None:
+        if any(value is not None for value in changes.values()):
+            raise ConfigError("command line: an SSH option needs a SERVER to go with")
+        return ()
+    return (_replace_given(first, **changes), *rest)
+
+
+def _replace_given(struct: _S, **changes: object) -> _S:
+    """Replace the fields whose new value is not ``None``."""
+    return msgspec.structs.replace(
+        struct, **{name: value for name, value in changes.items() if value is not None}
+    )
+
+
+def _rule_option(name: str) -> str:
+    """``--rules``: a path from the working directory, or a bare name to be looked up later."""
+    path = pathlib.Path(name).absolute()
+    return str(path) if "/" in name or path.exists() else name

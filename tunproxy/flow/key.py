@@ -1,0 +1,44 @@
+"""What tells one flow from another.
+
+A key is the octets of the packet itself: both addresses, then both ports, as an initiator sends
+them. It is cut out of the packet with one slice where there are no options, and costs nothing to
+hash. TCP and UDP have tables of their own, so that the protocol need not be part of it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple, NewType, TypeAlias
+
+FlowKey = NewType("FlowKey", bytes)
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Endpoints(NamedTuple):
+    """A key, read."""
+
+    src: bytes
+    src_port: int
+    dst: bytes
+    dst_port: int
+
+
+def split(key: FlowKey) -> Endpoints:
+    """Take a key apart; addresses stay as on the wire."""
+    size = 4 if len(key) == 12 else 16
+    ports = 2 * size
+    return Endpoints(
+        key[:size],
+        int.from_bytes(key[ports : ports + 2], "big"),
+        key[size:ports],
+        int.from_bytes(key[ports + 2 :], "big"),
+    )
+
+
+def address(packed: bytes) -> Address:
+    """An address as an object; IPv4-mapped IPv6 (RFC 4291 2.5.5.2) becomes IPv4."""
+    if len(packed) == 4:
+        return ipaddress.IPv4Address(packed)
+    full = ipaddress.IPv6Address(packed)
+    return full.ipv4_mapped or full

@@ -1,0 +1,149 @@
+"""The flows there are, and how many there may be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .key import FlowKey, split
+
+if TYPE_CHECKING:
+    from ..stack.tcp import Endpoint
+    from ..stack.udp import Association
+    from .events import Network
+    from .key import Address
+    from .rules import Decision
+
+MAX_FLOWS = 32768
+"""What two OpenSSH connections can carry (16 Ki channels each)."""
+MAX_HALF_OPEN = 4096
+"""Flows whose handshake is not complete. Beyond it the oldest makes room: in a flood of SYNs that
+is most probably one of the flood."""
+MAX_TIME_WAIT = 8192
+MAX_ASSOCIATIONS = 4096
+
+
+class Flow:
+    """One flow of either protocol.
+
+    Attributes:
+        id: never used twice.
+        src, src_port: the initiator; dst, dst_port: whom it believes to talk to. As on the wire.
+        host, port: the target.
+        endpoint: the TCP machine; association: its counterpart for UDP. One of them is set.
+        decision: what the rules said; ``None`` for flows that the engine itself serves.
+        fake: the fake address that is pinned while the flow lives.
+        syn: the first packet, for an ICMP error about it; empty once the flow is accepted.
+        bytes_up, bytes_down: payload octets.
+        timer_at: the deadline for which the flow stands in the engine's heap.
+        is_ready: it stands in the queue of flows that may have something to send.
+    """
+
+    __slots__ = (
+        "association",
+        "bytes_down",
+        "bytes_up",
+        "decision",
+        "dst",
+        "dst_port",
+        "endpoint",
+        "fake",
+        "host",
+        "id",
+        "is_ready",
+        "key",
+        "opened_at",
+        "port",
+        "src",
+        "src_port",
+        "syn",
+        "timer_at",
+    )
+
+    def __init__(self, flow_id: int, key: FlowKey, now: float) -> None:
+        self.id = flow_id
+        self.key = key
+        self.src, self.src_port, self.dst, self.dst_port = split(key)
+        self.opened_at = now
+        self.host = ""
+        self.port = self.dst_port
+        self.endpoint: Endpoint | None = None
+        self.association: Association | None = None
+        self.decision: Decision | None = None
+        self.fake: Address | None = None
+        self.syn = b""
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.timer_at: float | None = None
+        self.is_ready = False
+
+    @property
+    def network(self) -> Network:
+        """``tcp`` or ``udp``."""
+        return "udp" if self.association is not None else "tcp"
+
+
+class FlowTable:
+    """Flows by key and by id. Whoever adds beyond a bound is told what has to go."""
+
+    def __init__(self) -> None:
+        self.tcp: dict[FlowKey, Flow] = {}
+        self.udp: dict[FlowKey, Flow] = {}
+        self.by_id: dict[int, Flow] = {}
+        self._half_open: dict[int, Flow] = {}
+        self._time_wait: dict[int, Flow] = {}
+        self._last_id = 0
+
+    def new_id(self) -> int:
+        """A number never used before."""
+        self._last_id += 1
+        return self._last_id
+
+    def has_room(self) -> bool:
+        """Whether one more TCP flow may be added."""
+        return len(self.tcp) - len(self._time_wait) < MAX_FLOWS
+
+    def add_tcp(self, flow: Flow) -> Flow | None:
+        """Add a flow in its handshake; return the oldest half-open one if there are too many."""
+        self.tcp[flow.key] = flow
+        self.by_id[flow.id] = flow
+        self._half_open[flow.id] = flow
+        if len(self._half_open) > MAX_HALF_OPEN:
+            return next(iter(self._half_open.values()))
+        return None
+
+    def add_udp(self, flow: Flow) -> Flow | None:
+        """Add an association; return the one to forget if there are too many, an older one."""
+        is_full = len(self.udp) >= MAX_ASSOCIATIONS
+        evicted = min(self.udp.values(), key=_expiry) if is_full else None
+        self.udp[flow.key] = flow
+        self.by_id[flow.id] = flow
+        return evicted
+
+    def established(self, flow: Flow) -> None:
+        """The handshake of ``flow`` is complete."""
+        self._half_open.pop(flow.id, None)
+
+    def time_wait(self, flow: Flow) -> Flow | None:
+        """``flow`` has entered TIME-WAIT; return the oldest such if there are too many."""
+        self._time_wait[flow.id] = flow
+        if len(self._time_wait) > MAX_TIME_WAIT:
+            return next(iter(self._time_wait.values()))
+        return None
+
+    def remove(self, flow: Flow) -> None:
+        """Forget ``flow``."""
+        self.by_id.pop(flow.id, None)
+        self._half_open.pop(flow.id, None)
+        self._time_wait.pop(flow.id, None)
+        table = self.udp if flow.association is not None else self.tcp
+        if table.get(flow.key) is flow:
+            del table[flow.key]
+
+    def __len__(self) -> int:
+        """Flows of both protocols, without those in TIME-WAIT."""
+        return len(self.by_id) - len(self._time_wait)
+
+
+def _expiry(flow: Flow) -> float:
+    assert flow.association is not None
+    return flow.association.expires_at

@@ -1,0 +1,1 @@
+"""The userspace TCP and UDP: state machines of single flows, without I/O, clock or randomness."""

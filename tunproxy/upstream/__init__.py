@@ -1,0 +1,1 @@
+"""Where flows leave: an SSH connection, or a marked socket of our own."""

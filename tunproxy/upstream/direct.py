@@ -1,0 +1,290 @@
+"""The way out that is no proxy: sockets of this machine that carry our mark.
+
+DIRECT flows leave here. The mark keeps them off the TUN; names are resolved as the machine would
+(:class:`~tunproxy.upstream.resolver.DirectResolver`), because the application is not proxied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from ..errors import OpenFailed, Refusal
+from . import dial
+from .drain import HIGH_WATER_BYTES, LOW_WATER_BYTES, DrainWatch
+
+if TYPE_CHECKING:
+    from .base import StreamHandler
+
+DATAGRAM_BACKLOG_BYTES = 256 * 1024
+"""Datagrams that the kernel does not take wait up to this much; more are dropped, as it would."""
+
+_LINGER_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER with no time: close() sends RST."""
+
+
+class Resolver(Protocol):
+    """Who knows the addresses of a name."""
+
+    async def addresses(self, name: str) -> list[str]:
+        """The literal addresses of ``name`` (a literal is its own); empty when it has none."""
+
+
+class DatagramHandler(Protocol):
+    """Who is told what happens on a datagram stream. None of these may raise."""
+
+    def datagram_received(self, data: bytes) -> None:
+        """``data`` has arrived from the target."""
+
+    def error_received(self, refusal: Refusal) -> None:
+        """The network has reported an error; the stream goes on."""
+
+
+class DirectUpstream:
+    """Opens streams and datagram streams from this machine."""
+
+    def __init__(self, make_socket: dial.MakeSocket, resolver: Resolver) -> None:
+        self.drops: Counter[str] = Counter()
+        """Datagrams dropped, by reason."""
+        self._make_socket = make_socket
+        self._resolver = resolver
+        self._loop = asyncio.get_running_loop()
+        self._watch = DrainWatch(self._loop)
+
+    async def open(
+        self, host: str, port: int, source: tuple[str, int], handler: StreamHandler
+    ) -> DirectStream:
+        """See :meth:`tunproxy.upstream.base.Upstream.open`."""
+        try:
+            addresses = await self._addresses(host)
+            sock = await dial.connect(addresses, port, self._make_socket)
+        except OSError as error:
+            raise OpenFailed(dial.refusal_of(error), dial.describe(error)) from error
+        try:
+            # As the application's own kernel sends: its Nagle has already had its say.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _, stream = await self._loop.create_connection(
+                lambda: DirectStream(self._loop, self._watch, handler), sock=sock
+            )
+        except OSError as error:
+            sock.close()
+            raise OpenFailed(dial.refusal_of(error), dial.describe(error)) from error
+        except BaseException:
+            sock.close()
+            raise
+        stream.start()
+        return stream
+
+    async def open_datagram(
+        self, host: str, port: int, handler: DatagramHandler
+    ) -> DirectDatagramStream:
+        """Open a connected UDP socket to ``host`` (a name or a literal) and ``port``.
+
+        Raises:
+            OpenFailed: no such name, or no route.
+        """
+        try:
+            address = dial.interleave(await self._addresses(host))[0]
+            family, sockaddr = dial.socket_address(address, port)
+            sock = await self._make_socket(family, socket.SOCK_DGRAM)
+        except OSError as error:
+            raise OpenFailed(dial.refusal_of(error), dial.describe(error)) from error
+        try:
+            sock.setblocking(False)
+            sock.connect(sockaddr)
+            _, stream = await self._loop.create_datagram_endpoint(
+                lambda: DirectDatagramStream(handler, self.drops), sock=sock
+            )
+        except OSError as error:
+            sock.close()
+            raise OpenFailed(dial.refusal_of(error), dial.describe(error)) from error
+        except BaseException:
+            sock.close()
+            raise
+        return stream
+
+    async def _addresses(self, host: str) -> list[str]:
+        addresses = await self._resolver.addresses(host)
+        if not addresses:
+            raise OpenFailed(Refusal.UNREACHABLE, f"no address is known for {host}")
+        return addresses
+
+
+class DirectStream(asyncio.Protocol):
+    """One TCP connection: a :class:`~tunproxy.upstream.base.Stream` and its asyncio protocol.
+
+    An event loop may have a read in hand when it is told to pause, and begins to read as soon as
+    the connection is made: what arrives while nobody reads is held, and delivered first.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, watch: DrainWatch, handler: StreamHandler
+    ) -> None:
+        self._loop = loop
+        self._watch = watch
+        self._handler = handler
+        self._transport: asyncio.Transport | None = None
+        self._started = False
+        self._reading = False
+        self._held: list[bytes] = []
+        self._eof_held = False
+        self._eof_sent = False
+        self._eof_received = False
+        self._noted_backlog = 0
+
+    def start(self) -> None:
+        """Begin with the callbacks in the next turn of the loop."""
+        self._reading = True
+        self._loop.call_soon(self._start)
+
+    # Stream
+
+    @property
+    def backlog(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def write(self, data: bytes | memoryview) -> None:
+        if self._transport is None or self._eof_sent:
+            return
+        # A transport keeps a reference to what it cannot send, the caller reuses its buffer.
+        self._transport.write(bytes(data))
+        if self.backlog:
+            self._noted_backlog += len(data)
+            self._watch.add(self)
+
+    def write_eof(self) -> None:
+        if self._transport is None or self._eof_sent:
+            return
+        self._eof_sent = True
+        self._transport.write_eof()
+        self._close_when_done()
+
+    def pause_reading(self) -> None:
+        self._reading = False
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._loop.call_soon(self._deliver)
+
+    def abort(self) -> None:
+        """See :meth:`tunproxy.upstream.base.Stream.abort`; after both EOFs nothing is left to
+        abort but the delivery of what was written, and that goes on."""
+        if self._transport is not None and not (self._eof_sent and self._eof_received):
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            self._transport.abort()
+
+    # DrainWatch
+
+    def settle(self) -> bool:
+        if self.backlog < self._noted_backlog:
+            self._noted_backlog = self.backlog
+            self._handler.backlog_changed()
+        return self.backlog > 0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
+        self._transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._started and self._reading and not self._held:
+            self._handler.data_received(data)
+            return
+        self._held.append(data)
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        if self._started and self._reading and not self._held:
+            self._deliver_eof()
+        else:
+            self._eof_held = True
+        return True
+
+    def resume_writing(self) -> None:
+        self._watch.wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._watch.discard(self)
+        if self._started:
+            done = exc is None and self._eof_sent and self._eof_received
+            self._handler.connection_lost(reset=not done)
+
+    def _start(self) -> None:
+        self._started = True
+        if self._transport is None:
+            self._handler.connection_lost(reset=True)
+        else:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Deliver what is held, then let the transport read again."""
+        while self._held and self._reading and self._transport is not None:
+            self._handler.data_received(self._held.pop(0))
+        if not self._reading or self._transport is None:
+            return
+        if self._eof_held:
+            self._eof_held = False
+            self._deliver_eof()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _deliver_eof(self) -> None:
+        self._eof_received = True
+        self._handler.eof_received()
+        self._close_when_done()
+
+    def _close_when_done(self) -> None:
+        if self._eof_sent and self._eof_received and self._transport is not None:
+            self._transport.close()
+
+
+class DirectDatagramStream(asyncio.DatagramProtocol):
+    """One connected UDP socket."""
+
+    def __init__(self, handler: DatagramHandler, drops: Counter[str]) -> None:
+        self._handler = handler
+        self._drops = drops
+        self._transport: Any = None
+        """An asyncio.DatagramTransport; the type stubs do not know its write buffer."""
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send one datagram, or drop it when the socket is behind; it is copied."""
+        if self._transport is None:
+            self._drops["closed"] += 1
+        elif self._transport.get_write_buffer_size() > DATAGRAM_BACKLOG_BYTES:
+            self._drops["backlog"] += 1
+        else:
+            self._transport.sendto(bytes(data))
+
+    def close(self) -> None:
+        """Close; the handler is told nothing more."""
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    # asyncio.DatagramProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        if self._transport is not None:
+            self._handler.datagram_received(data)
+
+    def error_received(self, exc: Exception) -> None:
+        if self._transport is not None and isinstance(exc, OSError):
+            self._handler.error_received(dial.refusal_of(exc))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None

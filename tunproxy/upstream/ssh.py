@@ -1,0 +1,349 @@
+"""The way out through an SSH server: one connection that is kept up, a channel for each flow.
+
+Read RFC 4254 and OpenSSH's PROTOCOL before editing. Its neighbours are ``ssh_login`` (how the
+connection comes to be) and ``ssh_stream`` (one channel); all that knows asyncssh is in the modules
+that are named ``ssh_...``, and in ``exit``.
+
+States: CONNECTING until the first login; UP; DOWN while :meth:`SshUpstream.run` connects again;
+CLOSED. While it is not up, ``open`` waits: a flow that begins in a gap of some seconds does not
+notice it. The flows of a lost connection end with a reset: nobody knows what the far side received.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import random
+import shlex
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import asyncssh
+
+from ..errors import OpenFailed, Refusal, ServerError
+from .drain import DrainWatch
+from .ssh_errors import LoginRefused, open_failed
+from .ssh_login import LoggedIn, Login
+from .ssh_stream import SshStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .. import config
+    from . import dial
+    from .base import StreamHandler
+    from .ssh_auth import Ask
+    from .ssh_wire import Resolve
+
+OPEN_TIMEOUT_S = 60.0
+"""For the server's answer to a channel open: its connect() to a silent target takes two minutes, an
+application that waits for a SYN,ACK gives up about then too; half of it keeps the queue short."""
+
+DOWN_PATIENCE_S = 20.0
+MAX_WAITING = 1024
+"""How long, and how many, flows wait for a connection that is down."""
+
+MAX_CHANNELS = 10_000
+"""OpenSSH ends the connection at 16 Ki channels (CHANNELS_MAX_CHANNELS)."""
+
+BACKOFF_FIRST_S = 0.2
+BACKOFF_MOST_S = 15.0
+BACKOFF_REFUSED_S = 300.0
+"""After a login was refused: MaxStartups and PerSourcePenalties punish who insists."""
+
+STABLE_AFTER_S = 15.0
+"""A connection that was up so long was no flicker: the next loss starts from the first delay."""
+
+COMMAND_TIMEOUT_S = 5.0
+MAX_FILE_BYTES = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class LinkState(enum.Enum):
+    """How the connection to the server stands."""
+
+    CONNECTING = "connecting"
+    UP = "connected"
+    DOWN = "reconnecting"
+    CLOSED = "stopping"
+
+
+class SshUpstream:
+    """Streams through one SSH server. All calls from the loop it was made in."""
+
+    def __init__(
+        self,
+        server: config.Server,
+        *,
+        make_socket: dial.MakeSocket,
+        ask: Ask,
+        resolve: Resolve | None = None,
+        on_state: Callable[[LinkState], None] = lambda state: None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        """``ask`` is called for passwords and passphrases, ``resolve`` for the server's name when
+        the connection was lost, ``random`` (0 to 1) for the back-off."""
+        self.state = LinkState.CONNECTING
+        self.reconnects = 0
+        self.connected_at: float | None = None
+        """When the present connection came up (time.time())."""
+        self.resolver_addresses: tuple[str, ...] = ()
+        """The resolvers on the server's side; empty when they are not known."""
+        self.counters: Counter[str] = Counter()
+        """Opens that did not succeed, by reason."""
+        self._server = server
+        self._on_state = on_state
+        self._random = random
+        self._loop = asyncio.get_running_loop()
+        self._watch = DrainWatch(self._loop)
+        self._login = Login(server, make_socket=make_socket, ask=ask, resolve=resolve)
+        self._link: LoggedIn | None = None
+        self._up = asyncio.Event()
+        """The state is UP or CLOSED."""
+        self._waiting = 0
+        self._channels = 0
+        self._survey: asyncio.Task[None] | None = None
+        if server.resolver is not None:
+            self.resolver_addresses = (server.resolver,)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The literal addresses of the first hop; they must stay reachable beside the TUN."""
+        return self._login.addresses
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The host names of all hops; they must never get a fake address."""
+        return self._login.names
+
+    @property
+    def cipher(self) -> str | None:
+        """What encrypts our direction, as SSH names it; ``None`` while there is no connection."""
+        if self._link is None:
+            return None
+        cipher: str | None = self._link.connection.get_extra_info("send_cipher")
+        return cipher
+
+    @property
+    def channels(self) -> int:
+        """How many channels are open or being opened."""
+        return self._channels
+
+    async def connect(self) -> None:
+        """Log in for the first time, and find the far side's resolvers.
+
+        Raises:
+            ServerError: it did not work out; what to do.
+        """
+        self._set_up(await self._login.log_in(self._watch))
+        if self._survey is None:
+            raise ServerError(
+                f"the SSH server {self._server.target} ended the connection at once: try ssh(1)"
+            )
+        await asyncio.wait((self._survey,))
+
+    async def run(self) -> None:
+        """Stay connected, until cancelled or closed; call it after :meth:`connect`."""
+        attempt = 0
+        while not self._closed:
+            if self._link is not None:
+                up_since = self._loop.time()
+                await self._link_lost()
+                if self._loop.time() - up_since > STABLE_AFTER_S:
+                    attempt = 0
+                continue
+            await asyncio.sleep(self._backoff(attempt))
+            attempt += 1
+            try:
+                self._set_up(await self._login.log_in(self._watch))
+            except LoginRefused as error:
+                log.warning("not connected: %s", error)
+                await asyncio.sleep(self._random() * BACKOFF_REFUSED_S)
+            except ServerError as error:
+                log.info("not connected yet: %s", error)
+            else:
+                self.reconnects += 1
+
+    async def open(
+        self, host: str, port: int, source: tuple[str, int], handler: StreamHandler
+    ) -> SshStream:
+        """See :meth:`tunproxy.upstream.base.Upstream.open`. Waits while the connection is down."""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                while True:
+                    link = await self._link_up()
+                    stream = await self._open_on(link, host, port, source, handler)
+                    if stream is not None:
+                        return stream
+        except TimeoutError:
+            self.counters["timeout"] += 1
+            raise OpenFailed(
+                Refusal.UNREACHABLE, f"the server gave no answer within {OPEN_TIMEOUT_S:.0f} s"
+            ) from None
+
+    async def read_file(self, path: str) -> bytes | None:
+        """The first 64 KiB of a file on the server; ``None`` if it cannot be had.
+
+        An account that may only forward refuses the command: that is no error.
+        """
+        link = self._link
+        if link is None:
+            return None
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await _output_of(link.connection, f"cat {shlex.quote(path)}")
+        except (asyncssh.Error, OSError) as error:
+            log.debug("cannot read %s on the server: %s", path, error)
+            return None
+
+    async def close(self) -> None:
+        """Close the connection; every stream ends with a reset."""
+        if self._closed:
+            return
+        link, self._link = self._link, None
+        self._set_state(LinkState.CLOSED)
+        self._up.set()
+        self._watch.close()
+        if self._survey is not None:
+            self._survey.cancel()
+        if link is not None:
+            link.connection.close()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                    await link.connection.wait_closed()
+        await self._login.close()
+
+    # The connection
+
+    @property
+    def _closed(self) -> bool:
+        return self.state is LinkState.CLOSED
+
+    def _set_up(self, link: LoggedIn) -> None:
+        if self._closed or link.lost.done():
+            link.connection.abort()
+            return
+        self._link = link
+        self.connected_at = time.time()
+        link.lost.add_done_callback(self._set_down)
+        self._survey = asyncio.create_task(self._look_around(), name="ssh-survey")
+        self._set_state(LinkState.UP)
+        self._up.set()
+
+    def _set_down(self, lost: asyncio.Future[Exception | None]) -> None:
+        if self._link is None or self._link.lost is not lost:
+            return
+        self._link = None
+        self.connected_at = None
+        self._up.clear()
+        self._set_state(LinkState.DOWN)
+        log.warning("the connection to the SSH server is lost: %s", lost.result() or "closed")
+
+    def _set_state(self, state: LinkState) -> None:
+        self.state = state
+        self._on_state(state)
+
+    async def _link_lost(self) -> None:
+        link = self._link
+        if link is not None:
+            await asyncio.wait((link.lost,))
+
+    def _backoff(self, attempt: int) -> float:
+        """Full jitter: clients that lost one server together do not come back together."""
+        return self._random() * min(BACKOFF_MOST_S, BACKOFF_FIRST_S * (1 << min(attempt, 16)))
+
+    async def _look_around(self) -> None:
+        """Find the far side's resolvers; and, by the way, make the server set TCP_NODELAY.
+
+        OpenSSH sets it when a session channel is opened, and leaves it set.
+        """
+        text = await self.read_file("/etc/resolv.conf")
+        if self._server.resolver is None and text is not None:
+            self.resolver_addresses = name_servers(text.decode("utf-8", "replace"))
+
+    # One channel
+
+    async def _link_up(self) -> LoggedIn:
+        """The connection; waits for it while there is none."""
+        if self._link is None and not self._closed:
+            if self._waiting >= MAX_WAITING:
+                self.counters["too_many_waiting"] += 1
+                raise OpenFailed(Refusal.UNREACHABLE, "too many flows wait for the SSH server")
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(DOWN_PATIENCE_S):
+                    while self._link is None and not self._closed:
+                        await self._up.wait()
+            except TimeoutError:
+                self.counters["down"] += 1
+                raise OpenFailed(Refusal.UNREACHABLE, "the SSH server is not connected") from None
+            finally:
+                self._waiting -= 1
+        if self._link is None:
+            raise OpenFailed(Refusal.UNREACHABLE, "the SSH connection is closed")
+        return self._link
+
+    async def _open_on(
+        self, link: LoggedIn, host: str, port: int, source: tuple[str, int], handler: StreamHandler
+    ) -> SshStream | None:
+        """Open a channel on ``link``; ``None`` when the link was lost meanwhile."""
+        if self._channels >= MAX_CHANNELS:
+            self.counters["too_many_channels"] += 1
+            raise OpenFailed(Refusal.UNREACHABLE, "too many flows are open")
+        try:
+            stream = SshStream(link.connection, link.ledger, handler, self._channel_ended)
+            self._channels += 1
+            await stream.open(host, port, source)
+        except asyncssh.ChannelOpenError as error:
+            if link.lost.done() or error.reason == "SSH connection closed":
+                await asyncio.wait((link.lost,))
+                return None
+            failed = open_failed(error)
+            self._count_refusal(failed.refusal)
+            raise failed from error
+        except UnicodeError as error:
+            self.counters["bad_name"] += 1
+            raise OpenFailed(Refusal.UNREACHABLE, "the name cannot be sent") from error
+        return stream
+
+    def _count_refusal(self, refusal: Refusal) -> None:
+        self.counters[refusal.value] += 1
+        if refusal is Refusal.PROHIBITED and self.counters[refusal.value] == 1:
+            log.warning(
+                "the SSH server prohibits a connection: see AllowTcpForwarding and PermitOpen in "
+                "its sshd_config, and the restrictions of your key in authorized_keys"
+            )
+
+    def _channel_ended(self) -> None:
+        self._channels -= 1
+
+
+def name_servers(resolv_conf: str) -> tuple[str, ...]:
+    """The addresses in a resolv.conf(5) that the far side can connect to by TCP."""
+    fields = (line.split() for line in resolv_conf.splitlines())
+    found = [field[1] for field in fields if len(field) >= 2 and field[0] == "nameserver"]
+    return tuple(dict.fromkeys(found))
+
+
+async def _output_of(connection: asyncssh.SSHClientConnection, command: str) -> bytes | None:
+    """What ``command`` prints, up to a limit; ``None`` when it fails."""
+    process = await connection.create_process(
+        command, stdin=asyncssh.DEVNULL, stderr=asyncssh.DEVNULL, encoding=None
+    )
+    try:
+        output = b""
+        while len(output) < MAX_FILE_BYTES:
+            data = await process.stdout.read(MAX_FILE_BYTES - len(output))
+            if not data:
+                break
+            output += data
+        else:
+            return output
+        await process.wait_closed()
+        return output if process.exit_status == 0 else None
+    finally:
+        process.channel.abort()

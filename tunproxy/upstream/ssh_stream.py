@@ -1,0 +1,289 @@
+"""One flow as one direct-tcpip channel of an asyncssh connection.
+
+Read RFC 4254 section 5 (channels) before editing.
+
+Uplink. ``write`` hands octets to the channel; the channel hands them to the SSH transport as far as
+the server's window allows; the transport hands them to the kernel. The backlog counts the first two
+places. For the second one, a :class:`Ledger` per connection counts what all channels have handed
+over: a transport is a queue, so what it still holds are the last octets handed over, and a stream
+that remembers where its own were put knows which of them have left. What waits while keys are
+exchanged anew is in neither place; the server's windows bound it.
+
+Downlink. asyncssh opens the server's window when it delivers, so what the handler does not want
+must not be delivered: ``pause_reading`` leaves it in the channel, at most a window of it.
+
+End. Both EOFs make an orderly end; CLOSE is left to the server, which alone knows when it has
+passed everything on. A CLOSE without both EOFs is a reset: OpenSSH sends it when a write of ours
+could not be delivered. An exception that left a callback would end the SSH connection with every
+flow on it, so none does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import asyncssh
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EOF
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncssh.packet import SSHPacket
+
+    from .base import StreamHandler
+    from .drain import DrainWatch
+
+WINDOW_BYTES = 2 * 1024 * 1024
+"""Our receive window for each channel, OpenSSH's own choice: 2 MiB in 40 ms are 420 Mbit/s."""
+
+MAX_PACKET_BYTES = 32 * 1024
+"""What every implementation accepts (RFC 4253 section 6.1); OpenSSH sends no more at once."""
+
+log = logging.getLogger(__name__)
+
+
+class WriteBuffer(Protocol):
+    """A transport, or the channel of a jump host that is one."""
+
+    def get_write_buffer_size(self) -> int:
+        """Octets that it has not passed on yet."""
+
+
+class Ledger:
+    """What the channels of one connection have handed to its transport."""
+
+    def __init__(self, buffers: tuple[WriteBuffer, ...], watch: DrainWatch) -> None:
+        """``buffers`` are passed through in turn: with jump hosts there are several."""
+        self.watch = watch
+        self.handed = 0
+        """Octets of channel data so far."""
+        self._buffers = buffers
+
+    @property
+    def unsent(self) -> int:
+        """Octets that have been handed over and have not left this process (with their headers)."""
+        return sum(buffer.get_write_buffer_size() for buffer in self._buffers)
+
+
+class Share:
+    """Which octets of one stream are still in the transport."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._chunks: deque[tuple[int, int]] = deque()
+        """(position of its end on the ledger, octets), oldest first."""
+        self._octets = 0
+
+    def add(self, size: int) -> bool:
+        """``size`` octets were just handed over; returns whether any are still there."""
+        ledger = self._ledger
+        ledger.handed += size
+        if not ledger.unsent:
+            self.clear()
+            return False
+        self._octets += size
+        if self._chunks and self._chunks[-1][0] == ledger.handed - size:
+            size += self._chunks.pop()[1]
+        self._chunks.append((ledger.handed, size))
+        return True
+
+    def octets(self) -> int:
+        """How many have not left; headers make it rather too much, never too little."""
+        chunks = self._chunks
+        if not chunks:
+            return 0
+        left_up_to = self._ledger.handed - self._ledger.unsent
+        while chunks and chunks[0][0] <= left_up_to:
+            self._octets -= chunks.popleft()[1]
+        if not chunks:
+            return 0
+        end, size = chunks[0]
+        return self._octets - max(0, left_up_to - (end - size))
+
+    def clear(self) -> None:
+        """None are there."""
+        self._chunks.clear()
+        self._octets = 0
+
+
+class SshStream(asyncssh.SSHTCPSession[bytes]):
+    """A channel's flow: a :class:`~tunproxy.upstream.base.Stream` and its asyncssh session."""
+
+    def __init__(
+        self,
+        connection: asyncssh.SSHClientConnection,
+        ledger: Ledger,
+        handler: StreamHandler,
+        on_end: Callable[[], None],
+    ) -> None:
+        """``on_end`` is called once, when the server has closed the channel or did not open it.
+
+        Raises:
+            asyncssh.ChannelOpenError: the connection is closed.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._handler = handler
+        self._on_end = on_end
+        self._share = Share(ledger)
+        self._watch = ledger.watch
+        self._noted_backlog = 0
+        """The backlog that the handler was last told of, and what was written since."""
+        self._writing = False
+        self._paused = False
+        self._eof_wanted = False
+        self._eof_sent = False
+        self._eof_received = False
+        self._ended = False
+        self._channel = _Channel(self, connection, self._loop)
+
+    async def open(self, host: str, port: int, source: tuple[str, int]) -> None:
+        """Open the channel. When this is cancelled, a channel that is confirmed late is closed.
+
+        Raises:
+            asyncssh.ChannelOpenError: the server's reason, or the connection is lost.
+        """
+        try:
+            await self._channel.connect(lambda: self, host, port, *source)
+        except BaseException:
+            self._ended = True
+            self._channel.abandon()
+            self._on_end()
+            raise
+
+    # Stream
+
+    @property
+    def backlog(self) -> int:
+        return 0 if self._ended else self._channel.get_write_buffer_size() + self._share.octets()
+
+    def write(self, data: bytes | memoryview) -> None:
+        noted = self._noted_backlog
+        self._writing = True
+        try:
+            self._channel.write(data)
+        except OSError:
+            return  # The server's CLOSE came first; connection_lost is on its way.
+        finally:
+            self._writing = False
+        self._noted_backlog = noted + len(data) if noted else self.backlog
+
+    def write_eof(self) -> None:
+        self._eof_wanted = True
+        self._channel.write_eof()
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        self._channel.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            # asyncssh delivers what it holds at once: not from inside the caller's call.
+            self._loop.call_soon(self._resume)
+
+    def abort(self) -> None:
+        """See :meth:`tunproxy.upstream.base.Stream.abort`; after both EOFs nothing is left to
+        abort but the delivery of what was written, and that goes on."""
+        if not self._ended and not (self._eof_wanted and self._eof_received):
+            self._channel.abort()
+            self._loop.call_soon(self._end, True)
+
+    # DrainWatch and _Channel
+
+    def settle(self) -> bool:
+        backlog = self.backlog
+        if backlog < self._noted_backlog and not self._ended:
+            self._noted_backlog = backlog
+            self._tell(self._handler.backlog_changed)
+        return self._share.octets() > 0
+
+    def handed_over(self, size: int) -> None:
+        """The channel has handed ``size`` octets of data to the transport."""
+        if self._share.add(size):
+            self._watch.add(self)
+        elif not self._writing:
+            # The server's window had kept them, the transport has not.
+            self._watch.add(self)
+            self._watch.wake()
+
+    def eof_handed_over(self) -> None:
+        """The channel has sent EOF; all data went before."""
+        self._eof_sent = True
+
+    # asyncssh.SSHTCPSession
+
+    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        if not self._ended:
+            self._tell(self._handler.data_received, data)
+
+    def eof_received(self) -> bool:
+        self._eof_received = True
+        if not self._ended:
+            self._tell(self._handler.eof_received)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_end()
+        self._end(reset=not (self._eof_sent and self._eof_received))
+
+    def _resume(self) -> None:
+        if not self._paused and not self._ended:
+            self._channel.resume_reading()
+
+    def _end(self, reset: bool) -> None:
+        if not self._ended:
+            self._ended = True
+            self._share.clear()
+            self._watch.discard(self)
+            self._tell(self._handler.connection_lost, reset=reset)
+
+    def _tell(self, callback: Callable[..., None], *args: object, **kwargs: object) -> None:
+        """Call the handler; what it raises is a defect, and must not end the other flows."""
+        try:
+            callback(*args, **kwargs)
+        except Exception:
+            log.exception("a stream handler raised in %s", getattr(callback, "__name__", callback))
+            self.abort()
+
+
+class _Channel(asyncssh.SSHTCPChannel[bytes]):
+    """asyncssh's channel, seen at two points where it would not tell us: what it hands to the
+    transport, and a confirmation nobody waits for (asyncssh issue 823)."""
+
+    def __init__(
+        self,
+        stream: SshStream,
+        connection: asyncssh.SSHClientConnection,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(connection, loop, None, "strict", WINDOW_BYTES, MAX_PACKET_BYTES)
+        self._stream = stream
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Nobody wants this channel: close it if it is open, or as soon as it is."""
+        self._abandoned = True
+        if not self.is_closing():
+            self._drop()
+
+    def process_open_confirmation(
+        self, send_chan: int, send_window: int, send_pktsize: int, packet: SSHPacket
+    ) -> None:
+        super().process_open_confirmation(send_chan, send_window, send_pktsize, packet)
+        if self._abandoned:
+            self._drop()
+
+    def send_packet(self, pkttype: int, *args: bytes) -> None:
+        super().send_packet(pkttype, *args)
+        if pkttype == MSG_CHANNEL_DATA:
+            self._stream.handed_over(len(args[0]) - 4)  # a string: four octets of length
+        elif pkttype == MSG_CHANNEL_EOF:
+            self._stream.eof_handed_over()
+
+    def _drop(self) -> None:
+        # An EOF may cross our CLOSE, and asyncssh wants somebody to give it to.
+        self._session = asyncssh.SSHTCPSession()
+        self.abort()
