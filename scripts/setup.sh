@@ -13,6 +13,7 @@ packages=(
   "dig dnsutils"
   "dnsmasq dnsmasq-base"
   "ip iproute2"
+  "ping iputils-ping"
   "iperf3 iperf3"
   "nft nftables"
   "nginx nginx-light"
