@@ -52,8 +52,6 @@ TESTED_ELSEWHERE = {
     "app/daemon.py": "e2e/test_privileges.py",
     "app/session.py": "e2e/test_data.py",
     "app/demo.py": "cli/test_demo.py",
-    "stack/receiver.py": "stack/test_tcp_receive.py",
-    "stack/sender.py": "stack/test_tcp_send.py",
     "cli/run.py": "cli/test_main.py",
     "cli/up.py": "cli/test_main.py",
 }

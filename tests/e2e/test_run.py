@@ -22,7 +22,6 @@ from tests.helpers.lab_tunproxy import (
     snapshot,
     up,
 )
-from tests.helpers.lab_wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,17 +128,12 @@ exec "$@"
 """
 
 
-def net_cls_hierarchy() -> str:
-    """The number of the hierarchy that has the controller (cgroups(7), /proc/cgroups)."""
-    lines = map(str.split, pathlib.Path("/proc/cgroups").read_text().splitlines())
-    return next(line[1] for line in lines if line[0] == "net_cls")
-
-
 def test_net_cls_serves_as_well(lab: Lab) -> None:
-    before = net_cls_hierarchy()
     # A new v1 hierarchy can be mounted from the initial cgroup namespace only.
-    namespaces = ["nsenter", f"--cgroup=/proc/{os.getpid()}/ns/cgroup", "unshare", "--mount"]
-    with waiting(lab, *namespaces, "sh", "-ec", NET_CLS_ONLY, "sh") as seen:
+    prefix = ["nsenter", f"--cgroup=/proc/{os.getpid()}/ns/cgroup", "unshare", "--mount"]
+    prefix += ["sh", "-ec", NET_CLS_ONLY, "sh"]
+    with waiting(lab, *prefix) as seen:
         assert seen == OUTSIDE4
         assert whoami(lab.client, WORLD4) == CLIENT4
-    until(lambda: net_cls_hierarchy() == before, "the hierarchy to vanish")
+    left = lab.client.run(*prefix, "find", "/sys/fs/cgroup", "-path", "*/net_cls/*", "-type", "d")
+    assert left.stdout == ""

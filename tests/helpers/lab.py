@@ -265,16 +265,23 @@ def link(
 
 def remove_leftovers() -> None:
     """Remove what laboratories of test processes that were killed have left."""
-    for path in [*cgroup2_mount().glob(f"{PREFIX}*"), *NETNS.glob(f"{PREFIX}*")]:
-        owner = path.name.removeprefix(PREFIX).partition("-")[0]
-        if not pathlib.Path("/proc", owner).exists():
+    for place in _places():
+        for path in place.glob(f"{PREFIX}*"):
+            owner = path.name.removeprefix(PREFIX).partition("-")[0]
+            if pathlib.Path("/proc", owner).exists():
+                continue
             Host(path.name, REPOSITORY).close()
+            if path.is_dir() and path.owner() == "root":
+                shutil.rmtree(path)
 
 
 def own_leftovers() -> list[str]:
     """What this test process has made of namespaces, cgroups and directories, and still exists."""
-    places = (NETNS, cgroup2_mount(), pathlib.Path(tempfile.gettempdir()))
-    return [str(path) for place in places for path in place.glob(f"{PREFIX}{os.getpid()}-*")]
+    return [str(path) for place in _places() for path in place.glob(f"{PREFIX}{os.getpid()}-*")]
+
+
+def _places() -> list[pathlib.Path]:
+    return [NETNS, cgroup2_mount(), pathlib.Path(tempfile.gettempdir())]
 
 
 def _new_key(path: pathlib.Path) -> pathlib.Path:

@@ -422,6 +422,17 @@ def test_round_trip_of_a_repeated_syn_ack_is_measured_by_timestamps() -> None:
     assert d.endpoint.sender.rtt.srtt == pytest.approx(0.25, abs=0.002)
 
 
+def test_time_out_begins_with_three_seconds_after_a_lost_syn_ack() -> None:
+    """RFC 6298 (5.7), where no timestamps have measured the path."""
+    d = syn_received()
+    d.expect("SA", 0, 1, t=START + 1)
+    d.send("A", 1, 1, t=START + 1.5)
+    d.endpoint.send(b"abc")
+    d.expect("PA", 1, 1, b"abc")
+    d.nothing(t=START + 4.499)
+    d.expect("PA", 1, 1, b"abc", t=START + 4.5)
+
+
 def test_established_duplicate_syn_ack_ack_is_silent() -> None:
     d = established(path=OFFLOAD)
     d.send("A", 1, 1)

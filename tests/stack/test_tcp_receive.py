@@ -177,7 +177,7 @@ def fill(d: Dialogue, seq: int, octets: int, backlog: int) -> int:
     """Send ``octets`` in segments while the upstream holds ``backlog``; return what is next."""
     end = seq + octets
     while seq < end:
-        size = min(1460, end - seq)
+        size = min(14600, end - seq)
         d.send("PA", seq, 1, bytes(size))
         seq += size
         d.endpoint.set_backlog(backlog)

@@ -10,6 +10,7 @@ from tests.helpers.tcp_dialogue import (
     START,
     Dialogue,
     established,
+    syn_received,
 )
 from tunproxy.stack.sender import MAX_RETRANSMITS
 from tunproxy.stack.states import State
@@ -157,6 +158,16 @@ def test_silly_window_is_overridden_in_time() -> None:
     d.nothing(t=START + 0.199)
     d.expect("A", 2921, 1, bytes(100), t=START + 0.2)
     d.nothing()
+
+
+def test_zero_window_is_first_probed_after_a_whole_time_out() -> None:
+    """RFC 9293 3.8.6.1 (SHLD-29): the retransmission time-out, here of a longer path."""
+    d = syn_received()
+    d.send("A", 1, 1, win=0, t=START + 0.5)
+    d.endpoint.send(b"abc")
+    d.nothing()
+    d.nothing(t=START + 0.5 + 1.499)
+    d.expect("A", 1, 1, b"a", t=START + 0.5 + 1.5)
 
 
 def test_timer_of_a_held_back_segment_does_not_outlive_it() -> None:
@@ -455,6 +466,17 @@ def test_round_trip_echo_of_another_age_is_ignored() -> None:
     assert d.endpoint.sender.rtt.srtt == 0.0
 
 
+@pytest.mark.parametrize("ts", [None, "zero"])
+def test_round_trip_without_an_echo_is_measured_by_the_clock(ts: str | None) -> None:
+    """RFC 7323 3.2: a TSecr of zero says nothing, as does a segment without the option."""
+    d = established(timestamps=True)
+    d.endpoint.send(b"abc")
+    d.hear()
+    d.advance(START + 0.08)
+    d.send("A", 1, 4, ts=(d.peer_tsval(), 0) if ts else None)
+    assert d.endpoint.sender.rtt.srtt == pytest.approx(0.01)
+
+
 # --- fast retransmit ----------------------------------------------------------------------------
 
 
@@ -533,6 +555,19 @@ def test_duplicate_acks_with_nothing_outstanding() -> None:
         d.send("A", 1, 1)
     d.endpoint.send(b"abc")
     d.expect("PA", 1, 1, b"abc")
+    d.nothing()
+
+
+def test_duplicate_acks_with_nothing_outstanding_do_not_spoil_the_next_recovery() -> None:
+    d = established(mss=100, sack=False)
+    for _ in range(5):
+        d.send("A", 1, 1)
+    d.endpoint.send(bytes(500))
+    for i in range(5):
+        d.expect("A", 1 + 100 * i, 1, bytes(100))
+    for _ in range(3):
+        d.send("A", 1, 1)
+    d.expect("A", 1, 1, bytes(100))
     d.nothing()
 
 

@@ -37,6 +37,7 @@ from ..wire.tcp import ACK, FIN, PSH, RST, SYN, Segment, reset_for
 from .receiver import MAX_LIMIT, WINDOW_SHIFT, Receiver
 from .sender import Sender, Span
 from .states import FIN_SENT, MAY_RECEIVE, MAY_SEND, TRANSITIONS, State
+from .timers import LOST_SYN_RTO_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -366,6 +367,8 @@ class Endpoint:
                 return False
             self._set_state(State.ESTABLISHED)
             self.signals |= Signal.OPENED
+            if sender.retransmits:
+                sender.rtt.initial_s = LOST_SYN_RTO_S
         if ack > sender.snd_nxt or ack < sender.snd_una - sender.max_wnd:
             self._challenge(now)  # RFC 5961 5.2
             return False
