@@ -30,6 +30,7 @@ setup_machine() {
     command -v "${row% *}" >/dev/null || missing+=("${row#* }")
   done
   find_python >/dev/null || missing+=(python3-venv)
+  [ -e /etc/protocols ] || missing+=(netbase)
   [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
   [ ${#missing[@]} -gt 0 ] || return 0
   if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
