@@ -33,13 +33,17 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Arguments: host directory, cgroup2 mount point, the interpreter's own directory.
+# Arguments: host directory, cgroup2 mount point, and two that may be below the /root that is hidden:
+# the interpreter's own directory, this repository.
 _SETUP = """
 set -e
 hide() { mount -t tmpfs -o mode=755 tmpfs "$1"; }
-mkdir -p "$1/etc" "$1/python"
+mkdir -p "$1/etc" "$1/python" "$1/repository"
 mount --bind "$3" "$1/python"
-hide /root; mkdir -p "$3"; mount --bind "$1/python" "$3"
+mount --bind "$4" "$1/repository"
+hide /root; mkdir -p "$3" "$4"
+mount --bind "$1/python" "$3"
+mount --bind "$1/repository" "$4"
 mount -t tmpfs -o mode=755 tmpfs "$1/etc"
 cp -a /etc/. "$1/etc"
 rm -f "$1/etc/resolv.conf"; : >"$1/etc/resolv.conf"
@@ -94,13 +98,13 @@ class Host:
         self._cgroup.mkdir()
         interpreter = pathlib.Path(sys.base_prefix)
         namespaces = ["unshare", "--mount", "--cgroup", "--propagation=private"]
-        setup = ["sh", "-c", _SETUP, "sh", self.directory, self.cgroup_mount, interpreter]
+        setup = ["sh", "-c", _SETUP, "sh", self.directory, self.cgroup_mount]
         self._holder = subprocess.Popen(
             [
                 *self._joining("nsenter"),
                 f"--net={NETNS / self.name}",
                 *namespaces,
-                *map(str, setup),
+                *map(str, [*setup, interpreter, REPOSITORY]),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
