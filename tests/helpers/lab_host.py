@@ -33,8 +33,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# Arguments: host directory, cgroup2 mount point, and two that may be below the /root that is hidden:
-# the interpreter's own directory, this repository.
+# Arguments: host directory, cgroup2 mount point, and two directories that may lie below the /root
+# that is hidden: the interpreter's own, and this repository.
 _SETUP = """
 set -e
 hide() { mount -t tmpfs -o mode=755 tmpfs "$1"; }
