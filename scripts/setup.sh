@@ -21,6 +21,7 @@ packages=(
   "ssh openssh-client"
   "sshd openssh-server"
   "tcpdump tcpdump"
+  "tshark tshark"
 )
 
 # Install what is missing, without starting a service of it.

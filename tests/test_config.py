@@ -18,6 +18,7 @@ from tunproxy.config import (
     rule_loader,
     rule_sources,
 )
+from tunproxy.config_check import split_filter
 from tunproxy.errors import ConfigError
 from tunproxy.ipnet_codec import dec_hook, enc_hook
 
@@ -92,8 +93,10 @@ def test_load_networks_of_both_families(file: pathlib.Path) -> None:
 def test_relative_paths_start_at_the_config_file(file: pathlib.Path) -> None:
     config = load_text(
         file,
-        '[[server]]\ntarget = "h"\nidentity = "id"\nknown_hosts = "/etc/kh"\nssh_config = "none"\n',
+        '[[server]]\ntarget = "h"\nidentity = "id"\nknown_hosts = "/etc/kh"\nssh_config = "none"\n'
+        '[tun]\npcap = "none"\n',
     )
+    assert config.tun.pcap == str(file.parent / "none")
     server = config.server[0]
     assert server.identity == str(file.parent / "id")
     assert server.known_hosts == "/etc/kh"
@@ -101,6 +104,7 @@ def test_relative_paths_start_at_the_config_file(file: pathlib.Path) -> None:
 
 
 HOST = '[[server]]\ntarget = "h"\n'
+PCAP = '[tun]\npcap = "f"\n'
 
 
 @pytest.mark.parametrize(
@@ -135,6 +139,19 @@ HOST = '[[server]]\ntarget = "h"\n'
         ("[tun]\nmtu = 65536", "tun.mtu: expected an integer between 1280 and 65535"),
         ("[tun]\noffload = 1", "tun.offload: expected true or false, got an integer"),
         ('[tun]\nstack = "kernel"', "tun.stack: "),
+        ('[tun]\npcap = ""', "tun.pcap: expected the path of a file"),
+        ('[tun]\npcap = "a\\u0000b"', "tun.pcap: expected the path of a file"),
+        ('[tun]\npcap_filter = ":53"', "tun.pcap_filter: has no effect without tun.pcap"),
+        (PCAP + 'pcap_filter = "a:b:c"', "tun.pcap_filter: expected HOST, HOST:PORT or :PORT"),
+        (
+            PCAP + 'pcap_filter = "example.com"\n[dns]\nmode = "remote"',
+            "tun.pcap_filter: packets to example.com are known by its fake address only, and with"
+            " dns.mode remote there is none: name an address",
+        ),
+        (
+            PCAP + 'pcap_filter = "a:1"\n[capture]\ninclude = ["10.0.0.0/8"]',
+            "with dns.mode remote there is none",
+        ),
         ('[capture]\nmode = "cgroup"', "capture.cgroups: name at least one"),
         ('[capture]\nmode = "all"', "capture.mode: "),
         ('[capture]\ncgroups = ["../x"]', "capture.cgroups[0]: expected a cgroup v2 path"),
@@ -161,6 +178,45 @@ def test_load_names_file_field_and_reason(file: pathlib.Path, text: str, message
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "`" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("example.com", "example.com", None),
+        ("Example.COM.:443", "example.com", 443),
+        ("bücher.example:1", "xn--bcher-kva.example", 1),
+        ("_dmarc.example.com", "_dmarc.example.com", None),
+        ("192.0.2.1", "192.0.2.1", None),
+        ("192.0.2.1:65535", "192.0.2.1", 65535),
+        ("2001:db8::1", "2001:db8::1", None),
+        ("[2001:DB8:0::1]:22", "2001:db8::1", 22),
+        ("[::1]", "::1", None),
+        (":53", "", 53),
+    ],
+)
+def test_filter(text: str, host: str, port: int | None) -> None:
+    assert split_filter(text) == (host, port)
+
+
+# fmt: off
+NO_FILTERS = (
+    "", ":", "a:", "a:b", "a:b:c", ":0", ":65536", ":1 ", "a b", "a:1\n", "a..b", ".", "x" * 64,
+    "443", "10.0.0", "10.0.0.256:1", "1.2.3.4.", "user@host", "10.0.0.0/8", "*.example.com",
+    "[::1", "::1]:2", "[::1]2", "[::1]:", "[1.2.3.4]:5", "[a]:1", "fe80::1%eth0", "[::g]:1",
+)
+# fmt: on
+
+
+@pytest.mark.parametrize("text", NO_FILTERS)
+def test_what_is_no_filter(text: str) -> None:
+    with pytest.raises(ValueError, match="expected HOST, HOST:PORT or :PORT"):
+        split_filter(text)
+
+
+def test_filter_by_address_needs_no_names(file: pathlib.Path) -> None:
+    text = PCAP + 'pcap_filter = "[2001:db8::1]:443"\n[dns]\nmode = "off"'
+    assert load_text(file, text).tun.pcap_filter == "[2001:db8::1]:443"
 
 
 def test_without_names_there_is_no_fake_range(file: pathlib.Path) -> None:
@@ -236,6 +292,8 @@ def test_overlay_paths_start_at_the_working_directory(
     assert server.identity == str(tmp_path / "key")
     assert server.ssh_config == "none"
     assert server.known_hosts == "~/kh"
+    for name, expected in (("f", str(tmp_path / "f")), ("~/f", "~/f"), ("/f", "/f")):
+        assert overlay(Config(), Overrides(pcap=name)).tun.pcap == expected
     for name, expected in (
         ("here.list", str(tmp_path / "here.list")),
         ("./there.list", str(tmp_path / "there.list")),
@@ -254,6 +312,8 @@ def test_overlay_of_everything_else() -> None:
             tun="tp1",
             mtu=9000,
             stack="user",
+            pcap="/f",
+            pcap_filter=":53",
             dns="off",
             gateway=True,
             kill_switch=True,
@@ -262,6 +322,7 @@ def test_overlay_of_everything_else() -> None:
     assert [str(net) for net in result.capture.include] == ["10.0.0.0/8", "fd00::/8"]
     assert [str(net) for net in result.capture.exclude] == ["10.1.0.0/16"]
     assert (result.tun.name, result.tun.mtu, result.dns.mode) == ("tp1", 9000, "off")
+    assert (result.tun.pcap, result.tun.pcap_filter) == ("/f", ":53")
     assert result.capture.gateway
     assert result.capture.kill_switch
 

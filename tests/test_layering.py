@@ -53,6 +53,7 @@ TESTED_ELSEWHERE = {
     "app/session.py": "e2e/test_data.py",
     "app/demo.py": "cli/test_demo.py",
     "cli/run.py": "cli/test_main.py",
+    "flow/refuser.py": "flow/test_engine_refusals.py",
     "cli/up.py": "cli/test_main.py",
 }
 """Modules that are tested together with another one."""

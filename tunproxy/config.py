@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
-Stack: TypeAlias = Literal["user"]
+Stack: TypeAlias = Literal["user", "system"]
 DnsMode: TypeAlias = Literal["fake-ip", "remote", "off"]
 
 
@@ -60,9 +60,13 @@ class TunDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     mtu: int = 1500
     """Octets, 1280 (the least that IPv6 allows) to 65535."""
     stack: Stack = "user"
-    """Who terminates TCP."""
+    """Who terminates TCP: our own endpoints, or the kernel's behind an address translation."""
     offload: bool = True
     """Use 64 KiB super-segments where the kernel has them."""
+    pcap: str | None = None
+    """File to write the packets that cross the device to, payload and all; ``None``: none."""
+    pcap_filter: str | None = None
+    """Only those to or from ``HOST``, ``HOST:PORT`` or ``:PORT``, with IPv6 as ``[::1]:80``."""
 
 
 class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -128,6 +132,8 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     tun: str | None = None
     mtu: int | None = None
     stack: Stack | None = None
+    pcap: str | None = None
+    pcap_filter: str | None = None
     dns: DnsMode | None = None
     gateway: bool = False
     kill_switch: bool = False
@@ -170,7 +176,14 @@ def overlay(config: Config, overrides: Overrides) -> Config:
         gateway=config.capture.gateway or given.gateway,
         kill_switch=config.capture.kill_switch or given.kill_switch,
     )
-    tun = _replace_given(config.tun, name=given.tun, mtu=given.mtu, stack=given.stack)
+    tun = _replace_given(
+        config.tun,
+        name=given.tun,
+        mtu=given.mtu,
+        stack=given.stack,
+        pcap=_below(given.pcap, pathlib.Path.cwd()),
+        pcap_filter=given.pcap_filter,
+    )
     dns = _replace_given(config.dns, mode=given.dns)
     rules = config.rules
     if given.rules is not None:
@@ -245,12 +258,18 @@ def _anchor(config: Config, base: pathlib.Path) -> Config:
     )
     directory = _anchored(config.rules.directory or ".", base)
     rules = msgspec.structs.replace(config.rules, directory=directory)
-    return msgspec.structs.replace(config, server=servers, rules=rules)
+    tun = msgspec.structs.replace(config.tun, pcap=_below(config.tun.pcap, base))
+    return msgspec.structs.replace(config, server=servers, rules=rules, tun=tun)
 
 
 def _anchored(path: str | None, base: pathlib.Path) -> str | None:
+    """As :func:`_below`; the word ``none`` of ssh(1) is no path."""
+    return path if path == "none" else _below(path, base)
+
+
+def _below(path: str | None, base: pathlib.Path) -> str | None:
     # "~" belongs to the user the engine runs as, who may not be the one that reads this.
-    if path is None or path == "none" or path.startswith("~"):
+    if not path or path.startswith("~"):
         return path
     return str(base / path)
 

@@ -25,6 +25,7 @@ _EXPECTED = {
     "fake_ip_range": "an IPv4 network of at least /24, such as 198.18.0.0/15",
     "fake_ip_range6": "an IPv6 network of at least /112, such as fd00:7470::/64",
     "connections": "1",
+    "pcap_filter": "HOST, HOST:PORT or :PORT, as in [2001:db8::1]:443",
 }
 """What a field holds, where its type alone does not say it."""
 
@@ -64,11 +65,53 @@ def problems(config: Config) -> Iterator[Problem]:
     """Yield what is wrong with values of the right type."""
     yield from _server_problems(config.server)
     yield from _tun_problems(config.tun)
+    yield from _pcap_problems(config)
     yield from _capture_problems(config.capture)
     yield from _dns_problems(config.dns)
     if config.dns.mode != "off":
         yield from _overlap_problems(config.capture, config.dns)
     yield from _rules_problems(config.rules)
+
+
+def split_filter(text: str) -> tuple[str, int | None]:
+    """Return host and port of a ``tun.pcap_filter``.
+
+    The host is an address, a name as it is in DNS in lower case, or empty; the port may be
+    ``None``; one of them is there.
+
+    Raises:
+        ValueError: it is none of ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` and ``:PORT``.
+    """
+    try:
+        host, port = _split_port(text)
+        return _host(host), port
+    except ValueError:
+        raise ValueError(f"expected {_EXPECTED['pcap_filter']}") from None
+
+
+def _split_port(text: str) -> tuple[str, int | None]:
+    if _is_address(text):
+        return text, None
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/@,*]*)(?::([0-9]{1,5}))?", text)
+    if not found or not any(found.groups()):
+        raise ValueError(text)
+    host, digits = found.groups()
+    if digits and not 1 <= int(digits) <= 65535:
+        raise ValueError(text)
+    return host, int(digits) if digits else None
+
+
+def _host(text: str) -> str:
+    """Return an address, or a name as it is in DNS."""
+    if text.startswith("["):
+        return str(ipaddress.IPv6Address(text[1:-1]))
+    # RFC 1123 2.1: what ends in a label of digits is an address, or a mistake in one.
+    if ":" in text or re.search(r"(^|\.)[0-9]+\.?$", text):
+        address = ipaddress.ip_address(text)
+        if "%" in text:
+            raise ValueError(text)  # no packet has a scope
+        return str(address)
+    return text.encode("idna").decode("ascii").lower().removesuffix(".")
 
 
 def _server_problems(servers: tuple[Server, ...]) -> Iterator[Problem]:
@@ -99,6 +142,28 @@ def _tun_problems(tun: TunDevice) -> Iterator[Problem]:
         yield "tun.name", "expected 1 to 15 letters, digits and . _ -"
     if not 1280 <= tun.mtu <= 65535:
         yield "tun.mtu", f"expected {_EXPECTED['mtu']}"
+
+
+def _pcap_problems(config: Config) -> Iterator[Problem]:
+    tun = config.tun
+    if tun.pcap is not None and (not tun.pcap or "\0" in tun.pcap):
+        yield "tun.pcap", "expected the path of a file to write"
+    if tun.pcap_filter is None:
+        return
+    if tun.pcap is None:
+        yield "tun.pcap_filter", "has no effect without tun.pcap, the file to write"
+    try:
+        host, _ = split_filter(tun.pcap_filter)
+    except ValueError as error:
+        yield "tun.pcap_filter", str(error)
+        return
+    mode = config.dns.mode or ("remote" if config.capture.include else "fake-ip")
+    if host and not _is_address(host) and mode != "fake-ip":
+        yield (
+            "tun.pcap_filter",
+            f"packets to {host} are known by its fake address only, and with dns.mode"
+            f" {mode} there is none: name an address",
+        )
 
 
 def _capture_problems(capture: Capture) -> Iterator[Problem]:

@@ -266,6 +266,7 @@ async def test_a_second_start_is_its_end(setup: Setup, caplog: pytest.LogCapture
         dns4=None,
         dns6=None,
         direct=("198.18.0.3",),
+        local=None,
         resolvers=(),
         verbosity=0,
     )
@@ -273,6 +274,17 @@ async def test_a_second_start_is_its_end(setup: Setup, caplog: pytest.LogCapture
     ours.setblocking(False)
     with theirs:
         setup.supervisor.send(start, [theirs.fileno(), theirs.fileno()])
+    await asyncio.wait_for(setup.broker.ended.wait(), 10)
+    assert "twice" in caplog.text
+    await closed(ours)
+
+
+@brokered
+async def test_a_late_listener_is_its_end(setup: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+        setup.supervisor.send(ipc.Listener(), [theirs.fileno()])
     await asyncio.wait_for(setup.broker.ended.wait(), 10)
     assert "twice" in caplog.text
     await closed(ours)

@@ -100,7 +100,9 @@ class FakeEngine:
         self.at: float | None = None
         self.transmits = 0
 
-    def handle_packet(self, view: memoryview, now: float, *, trusted: bool) -> None:
+    def handle_packet(
+        self, view: memoryview, now: float, *, trusted: bool, lead: memoryview
+    ) -> None:
         self.log.append("packet")
         self.packets.append((bytes(view), trusted))
 
@@ -132,10 +134,23 @@ class Collector:
         self.act(event)
 
 
+class Note:
+    """A trace that remembers what it was shown, and the ends of the turns as ``None``."""
+
+    def __init__(self) -> None:
+        self.shown: list[bytes | None] = []
+
+    def add(self, crossed: bytes | memoryview) -> None:
+        self.shown.append(bytes(crossed))
+
+    def flush(self) -> None:
+        self.shown.append(None)
+
+
 class Rig:
     """A driver between fakes; its clock is ``now``."""
 
-    def __init__(self, tun: MemoryTun) -> None:
+    def __init__(self, tun: MemoryTun, trace: Note | None = None) -> None:
         self.tun = tun
         self.loop = FakeLoop()
         self.engine = FakeEngine()
@@ -146,6 +161,7 @@ class Rig:
             cast("Engine", self.engine),
             self.handler,
             cast("asyncio.AbstractEventLoop", self.loop),
+            trace,
         )
         self.driver.start()
 
@@ -324,6 +340,53 @@ def test_the_events_of_a_deadline_are_handled(rig: Rig) -> None:
     assert rig.handler.events == [FlowClosed(1, reset=False)]
 
 
+# --- the trace ------------------------------------------------------------------------------------
+
+
+def test_trace_is_shown_both_directions_turn_by_turn(tun: MemoryTun) -> None:
+    note = Note()
+    rig = Rig(tun, note)
+    lead = bytes([2]) + bytes(9)
+    tun.inject(b"first", vnet=lead)
+    tun.inject(b"second")
+    rig.engine.out += [[bytes(10) + b"header", b"payload"], [bytes(10) + b"more"]]
+    rig.readable()
+    assert note.shown == [
+        lead + b"first",
+        bytes(10) + b"second",
+        bytes(10) + b"headerpayload",
+        bytes(10) + b"more",
+        None,
+    ]
+    rig.driver.wake()
+    rig.loop.turn()
+    assert note.shown[5:] == [None]
+
+
+def test_trace_sees_the_packet_before_the_engine_changes_it(tun: MemoryTun) -> None:
+    note = Note()
+    rig = Rig(tun, note)
+
+    def overwrite(view: memoryview, now: float, *, trusted: bool, lead: memoryview) -> None:
+        view[:] = bytes(len(view))
+        lead[:] = bytes(len(lead))
+
+    rig.engine.handle_packet = overwrite  # type: ignore[method-assign]
+    tun.inject(b"packet", vnet=b"\x01" * 10)
+    rig.readable()
+    assert note.shown == [b"\x01" * 10 + b"packet", None]
+
+
+def test_what_the_kernel_does_not_take_is_not_in_the_trace(tun: MemoryTun) -> None:
+    note = Note()
+    rig = Rig(tun, note)
+    tun.full = True
+    rig.engine.out.append([bytes(10), b"lost"])
+    rig.driver.wake()
+    rig.loop.turn()
+    assert note.shown == [None]
+
+
 # --- the end --------------------------------------------------------------------------------------
 
 
@@ -395,7 +458,7 @@ async def test_deadlines_are_met(tun: MemoryTun) -> None:
 
     def accept(event: Event) -> None:
         assert isinstance(event, FlowOpened)
-        dialogue.engine.accept(event.flow)
+        dialogue.engine.accept(event.flow, dialogue.now)
 
     handler.act = accept
     driver.start()

@@ -38,6 +38,7 @@ def start(config: Config = CONFIG) -> ipc.Start:
         dns4=ipaddress.IPv4Address("198.18.0.2"),
         dns6=None,
         direct=("198.18.0.3",),
+        local=None,
         resolvers=("192.0.2.53", "fe80::1%eth0"),
         verbosity=2,
     )
@@ -110,6 +111,16 @@ def test_to_engine(
 ) -> None:
     supervisor.send(message)
     assert engine.recv() == (message, [])
+
+
+def test_a_listener_comes_alone(supervisor: ipc.SupervisorLink, engine: ipc.EngineLink) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        supervisor.send(ipc.Listener(), [listener.fileno()])
+        received = engine.recv()
+        assert received is not None
+        assert received.message == ipc.Listener()
+        with socket.socket(fileno=received.fds[0]) as ours:
+            assert ours.getsockname() == listener.getsockname()
 
 
 @pytest.mark.parametrize(

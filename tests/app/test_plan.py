@@ -44,8 +44,16 @@ def test_from_config_takes_over_what_is_asked_for() -> None:
     assert (plan.fake4, plan.fake6) == ("198.18.4.0/24", "fd00:7470::/64")
     assert plan.kill_switch
     assert not plan.names
+    assert not plan.fakes
     assert plan.run_cgroup is None
     assert plan.sysctls == ()
+
+
+def test_from_config_the_kernels_stack_needs_the_fake_ranges() -> None:
+    config = Config(tun=TunDevice(stack="system"), dns=Dns(mode="off"))
+    plan = CapturePlan.from_config(config, 5, False)
+    assert plan.translated
+    assert plan.fakes
 
 
 def test_from_config_run_captures_its_own_cgroup_only() -> None:

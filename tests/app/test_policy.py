@@ -12,6 +12,8 @@ from tunproxy.app.plan import CapturePlan
 from tunproxy.linux import marks
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from tunproxy.linux.netlink import Family
 
 UPLINKS = {
@@ -84,6 +86,28 @@ def test_family_without_included_networks_is_not_captured() -> None:
     assert not [rule for rule in rules if rule.action == "lookup"]
     routes = [route for route in policy.routes(plan, []) if route.kind == "unicast"]
     assert [str(route.destination) for route in routes] == ["10.0.0.0/8"]
+
+
+@pytest.mark.parametrize("mode", ["system", "cgroup"])
+@families
+def test_peers_of_the_kernels_stack_are_behind_the_tun(
+    family: Family, mode: Literal["system", "cgroup"]
+) -> None:
+    """Whatever is included, and whether names are ours or not."""
+    plan = CapturePlan(
+        slot=0, tun="tun0", mode=mode, include=("10.0.0.0/8",), names=False, translated=True
+    )
+    names = marks.names_table(0)
+    found = [rule for rule in policy.rules(plan, family, {}) if rule.target == names]
+    assert {rule.destination for rule in found} == {plan.fake_range(family)}
+    # What the listener sends has no mark.
+    assert None in [rule.mark for rule in found]
+    everything = ipaddress.ip_network("0.0.0.0/0" if family == 4 else "::/0")
+    assert (everything, names) in [
+        (route.destination, route.table) for route in policy.routes(plan, [])
+    ]
+    bare = CapturePlan(slot=0, tun="tun0", mode=mode, names=False)
+    assert not [rule for rule in policy.rules(bare, family, {}) if rule.target == names]
 
 
 def test_exclude_wins_over_include_of_the_same_length() -> None:

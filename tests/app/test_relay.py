@@ -32,7 +32,7 @@ from tunproxy.app import relay as relay_module
 from tunproxy.app.relay import Relay
 from tunproxy.errors import OpenFailed, Refusal
 from tunproxy.flow.events import FlowClosed
-from tunproxy.stack.tcp import SEND_QUEUE_HIGH
+from tunproxy.stack.tcp import SEND_QUEUE_HIGH, Endpoint
 from tunproxy.stack.udp import IDLE_S
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ async def test_data_goes_both_ways(setup: Setup) -> None:
 async def test_the_backlog_is_the_window(setup: Setup) -> None:
     stream, handler = await setup.establish()
     endpoint = next(setup.dialogue.engine.flows()).endpoint
-    assert endpoint is not None
+    assert isinstance(endpoint, Endpoint)
     stream.keep = True
     while room := endpoint.receiver.rcv_wnd:
         setup.initiator.send(ACK, bytes(min(1400, room)))

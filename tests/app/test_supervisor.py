@@ -101,6 +101,44 @@ def test_start_says_all_that_the_engine_needs(here: Place) -> None:
     assert "mtu 1400" in here.run("ip", "link", "show", "tun0")
 
 
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_the_kernels_stack_meets_the_engines_listeners(here: Place, ipv6: bool) -> None:
+    """They listen on the TUN alone, and are the engine's only."""
+    if not ipv6:
+        here.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+    supervised = here.start(
+        """
+        listeners = [link.recv() for _ in range(start.listeners)]
+        socks = [socket.socket(fileno=fds[0]) for message, fds in listeners]
+        say(*[type(message).__name__ for message, fds in listeners])
+        say(*[sock.getsockname()[0] for sock in socks])
+        say(*[sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for sock in socks])
+        say(*[sock.getsockopt(socket.SOL_SOCKET, 25, 16).decode() for sock in socks])
+        connect()
+        for sock in socks:
+            sock.close()
+        say("closed")
+        assert link.recv() is None
+        """,
+        config={"tun": {"stack": "system"}},
+    )
+    supervised.wait_ready()
+    count = 2 if ipv6 else 1
+    names, addresses, accepting, devices, _ = supervised.wait_for(5)
+    assert names == ["Listener"] * count
+    assert addresses == ["198.18.0.1", "fd00:7470::1"][:count]
+    assert accepting == [1] * count
+    assert [device.rstrip("\0") for device in devices] == ["tun0"] * count
+    assert here.run("ss", "-Htln") == ""
+    supervised.send_signal(signal.SIGTERM)
+    assert supervised.wait() == 0
+
+
+def test_our_own_stack_needs_no_listener(here: Place) -> None:
+    supervised = here.start("say(start.listeners)\nassert link.recv() is None")
+    assert supervised.wait_for(1) == [[0]]
+
+
 @pytest.mark.parametrize("sudo", [False, True])
 def test_the_engine_is_the_caller_in_the_bypass_cgroup(here: Place, sudo: bool) -> None:
     uid = 65534 if sudo else 0

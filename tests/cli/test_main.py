@@ -13,6 +13,8 @@ from tunproxy import __version__
 
 COMMANDS = {"up", "run", "bypass", "serve", "down", "recover", "check", "status", "demo"}
 
+PCAP = ("--pcap", "f.pcap", "--pcap-filter")
+
 HEAVY = {"asyncio", "asyncssh", "uvloop", "pyroute2", "cryptography", "dpkt", "dnslib"}
 
 
@@ -61,6 +63,11 @@ def test_help_of_each_command(command: str) -> None:
         (["up", "h", "--exclude", "lan"], "'--exclude': 'lan' does not appear to be an IPv4"),
         (["up", "h", "--dns", "on"], "'--dns': 'on' is not one of 'fake-ip', 'remote', 'off'"),
         (["up", "h", "--tun", "a/b"], "command line: tun.name: expected 1 to 15 letters"),
+        (["up", "h", "--pcap", ""], "command line: tun.pcap: expected the path of a file"),
+        (["up", "h", "--pcap-filter", ":53"], "command line: tun.pcap_filter: has no effect wi"),
+        (["up", "h", *PCAP, "a:b:c"], "tun.pcap_filter: expected HOST, HOST:PORT or :PORT"),
+        (["up", "h", *PCAP, ":0"], "tun.pcap_filter: expected HOST, HOST:PORT or :PORT"),
+        (["up", "h", *PCAP, "a", "--dns", "off"], "with dns.mode off there is none"),
         (["up"], "no server: name one as ssh does ([user@]host)"),
         (["up", "-p", "22"], "command line: an SSH option needs a SERVER"),
         (["up", ""], "command line: server[0].target: expected [user@]host"),

@@ -53,6 +53,7 @@ def test_every_option(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -
         *("-p", "2222", "-i", "~/key", "-F", "none", "-J", "gate,gate2", "--known-hosts", "kh"),
         *("--rules", "/r.list", "--include", "10.0.0.0/8", "--include", "fd00::/8"),
         *("--exclude", "10.1.2.3", "--tun", "tp0", "--mtu", "9000", "--stack", "user"),
+        *("--pcap", "f.pcap", "--pcap-filter", "[::1]:80"),
         *("--dns", "off", "--kill-switch", "--gateway", "-vv", "host", "-v", "--", "true"),
     )
     (server,) = got.config.server
@@ -65,6 +66,7 @@ def test_every_option(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -
     assert [str(net) for net in config.capture.exclude] == ["10.1.2.3/32"]
     assert (config.capture.kill_switch, config.capture.gateway) == (True, True)
     assert (config.tun.name, config.tun.mtu, config.tun.stack) == ("tp0", 9000, "user")
+    assert (config.tun.pcap, config.tun.pcap_filter) == (str(tmp_path / "f.pcap"), "[::1]:80")
     assert config.dns.mode == "off"
     assert got.verbosity == 3
 

@@ -1,4 +1,4 @@
-"""The laboratory that the end-to-end tests of one module share."""
+"""What the end-to-end tests share: a laboratory for each module, and both stacks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from tests.helpers.lab import Lab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module", params=["user", "system"])
+def stack(request: pytest.FixtureRequest) -> str:
+    """Who terminates TCP (``--stack``): what is asked for has to be so with either."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ipaddress
-import resource
 import socket
 import subprocess
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from tests.helpers.lab import (
     WORLD4,
     WORLD6,
 )
-from tests.helpers.lab_http import download, request, upload, whoami
+from tests.helpers.lab_http import download, upload, whoami
 from tests.helpers.lab_tunproxy import Tunproxy, up
 
 if TYPE_CHECKING:
@@ -37,16 +36,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.netns
 
 GIB = 1 << 30
-CONCURRENT = 1000
 FAKE4 = ipaddress.ip_network("198.18.0.0/15")
 FAKE6 = ipaddress.ip_network("fd00:7470::/64")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def program(lab: Lab) -> Iterator[Tunproxy]:
-    with up(lab) as running:
+def program(lab: Lab, stack: str) -> Iterator[Tunproxy]:
+    with up(lab, "--stack", stack) as running:
         yield running
         assert running.stop() == 0, running.output()
+
+
+@pytest.fixture
+def size(stack: str) -> int:
+    """Octets of a large stream."""
+    return GIB if stack == "user" else GIB // 4
 
 
 def curl(lab: Lab, *arguments: str) -> str:
@@ -61,9 +65,10 @@ def dig(lab: Lab, *arguments: str) -> list[str]:
 # Where it goes
 
 
-def test_says_ready_once(program: Tunproxy) -> None:
+def test_says_ready_once(program: Tunproxy, stack: str) -> None:
     (line,) = program.stdout
     assert line.startswith("ready")
+    assert program.status()["stack"] == stack
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
@@ -91,20 +96,20 @@ def test_literal_address(lab: Lab, address: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
-def test_download_gib(lab: Lab, family: str) -> None:
+def test_download(lab: Lab, family: str, size: int) -> None:
     found = hashlib.sha256()
-    command = ["curl", "-sS", family, "--max-time", "60", f"http://origin.test/bytes/{GIB}"]
+    command = ["curl", "-sS", family, "--max-time", "60", f"http://origin.test/bytes/{size}"]
     with lab.client.popen(*command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         while data := process.stdout.read(1 << 20):
             found.update(data)
     assert process.returncode == 0
-    assert found.hexdigest() == origin.digest(GIB)
+    assert found.hexdigest() == origin.digest(size)
 
 
 @pytest.mark.parametrize("address", [ORIGIN4, ORIGIN6])
-def test_upload_gib(lab: Lab, address: str) -> None:
-    assert upload(lab.client, address, GIB) == (GIB, origin.digest(GIB))
+def test_upload(lab: Lab, address: str, size: int) -> None:
+    assert upload(lab.client, address, size) == (size, origin.digest(size))
 
 
 def test_both_ways_at_once(lab: Lab) -> None:
@@ -117,36 +122,6 @@ def test_both_ways_at_once(lab: Lab) -> None:
 
     expected = origin.digest(GIB // 8)
     assert asyncio.run(both()) == (expected, (GIB // 8, expected))
-
-
-def test_thousand_connections(lab: Lab) -> None:
-    """All are open before the first one asks; each asks for a different part of the stream."""
-    length = 50_000
-    address = dig(lab, "origin.test", "A")[0]
-
-    async def fetch(start: int, all_open: asyncio.Barrier) -> bool:
-        loop = asyncio.get_running_loop()
-        with lab.client.open_socket(address, socket.SOCK_STREAM) as sock:
-            sock.setblocking(False)
-            await loop.sock_connect(sock, (address, origin.HTTP))
-            await all_open.wait()
-            await loop.sock_sendall(sock, request("GET", f"/bytes/{length}/{start}"))
-            answer = bytearray()
-            while data := await loop.sock_recv(sock, 1 << 16):
-                answer += data
-        return answer.partition(b"\r\n\r\n")[2] == b"".join(origin.stream(length, start))
-
-    async def fetch_all() -> list[bool]:
-        all_open = asyncio.Barrier(CONCURRENT)
-        async with asyncio.timeout(60):
-            return await asyncio.gather(*(fetch(i * 997, all_open) for i in range(CONCURRENT)))
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    try:
-        assert asyncio.run(fetch_all()) == [True] * CONCURRENT
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # Names

@@ -33,8 +33,8 @@ FAKE4 = ipaddress.ip_network("198.18.0.0/15")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _gateway(lab: Lab) -> Iterator[None]:
-    with up(lab, "--gateway"):
+def _gateway(lab: Lab, stack: str) -> Iterator[None]:
+    with up(lab, "--gateway", "--stack", stack):
         yield
 
 

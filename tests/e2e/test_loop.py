@@ -65,10 +65,10 @@ def test_no_loop(lab: Lab, server: str) -> None:
     assert not seen & set(SSH_ADDRESSES)
 
 
-def test_server_comes_back(lab: Lab) -> None:
-    with contextlib.ExitStack() as stack:
-        program = stack.enter_context(up(lab))
-        old = stack.enter_context(connected(lab.client, lab.origin, ORIGIN4))
+def test_server_comes_back(lab: Lab, stack: str) -> None:
+    with contextlib.ExitStack() as context:
+        program = context.enter_context(up(lab, "--stack", stack))
+        old = context.enter_context(connected(lab.client, lab.origin, ORIGIN4))
         old.exchange()
         assert program.status()["state"] == "connected"
 
@@ -77,7 +77,7 @@ def test_server_comes_back(lab: Lab) -> None:
             old.client.recv(1)
         until(lambda: program.status()["state"] != "connected", "the loss to be noticed")
 
-        waiting = stack.enter_context(lab.client.open_socket(ORIGIN4, socket.SOCK_STREAM))
+        waiting = context.enter_context(lab.client.open_socket(ORIGIN4, socket.SOCK_STREAM))
         waiting.setblocking(False)
         with pytest.raises(BlockingIOError):
             waiting.connect((ORIGIN4, origin.ECHO))

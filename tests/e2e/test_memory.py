@@ -27,9 +27,9 @@ SAMPLES = 5
 
 
 @pytest.fixture
-def program(lab: Lab) -> Iterator[Tunproxy]:
+def program(lab: Lab, stack: str) -> Iterator[Tunproxy]:
     """Running, and having allocated what any flow makes it allocate."""
-    with up(lab) as running:
+    with up(lab, "--stack", stack) as running:
         with lab.client.connect(ORIGIN4, origin.ECHO) as sock:
             sock.sendall(b"x")
             assert sock.recv(1) == b"x"

@@ -56,8 +56,10 @@ def test_exclude(lab: Lab) -> None:
         assert whoami(lab.client, ORIGIN4) in BESIDE_ORIGIN
 
 
-def test_include(lab: Lab) -> None:
-    with up(lab, "--include", ORIGIN4, "--include", f"{ORIGIN6}/128"):
+@pytest.mark.parametrize("dns", ["remote", "off"])
+def test_include(lab: Lab, stack: str, dns: str) -> None:
+    options = ("--dns", dns, "--stack", stack)
+    with up(lab, "--include", ORIGIN4, "--include", f"{ORIGIN6}/128", *options):
         assert whoami(lab.client, WORLD4) == CLIENT4
         assert whoami(lab.client, WORLD6) == CLIENT6
         assert whoami(lab.client, ORIGIN4) in BESIDE_ORIGIN
@@ -81,12 +83,12 @@ def test_rules(lab: Lab) -> None:
         assert lab.client.run(*curl, "http://v4.test/whoami", check=False).returncode != 0
 
 
-def test_cgroup_of_the_config(lab: Lab, config: pathlib.Path) -> None:
+def test_cgroup_of_the_config(lab: Lab, stack: str, config: pathlib.Path) -> None:
     """As a systemd slice would be named."""
     config.write_text('[capture]\nmode = "cgroup"\ncgroups = ["apps"]\n')
     curl = ["curl", "-sS", "--max-time", "20"]
     lab.client.run("true", group="apps")
-    with up(lab, "-c", str(config)):
+    with up(lab, "-c", str(config), "--stack", stack):
         inside = lab.client.run(*curl, f"http://{WORLD4}/whoami", group="apps")
         assert inside.stdout.strip() == OUTSIDE4
         named = lab.client.run(*curl, "http://origin.test/whoami", group="apps")
@@ -95,13 +97,13 @@ def test_cgroup_of_the_config(lab: Lab, config: pathlib.Path) -> None:
         assert addresses(lab, "A") == []
 
 
-def test_without_ipv6() -> None:
+def test_without_ipv6(stack: str) -> None:
     """A machine that has it switched off is proxied all the same."""
     with Lab() as lab:
         lab.client.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
         lab.client.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
         before = snapshot(lab.client)
-        with up(lab) as program:
+        with up(lab, "--stack", stack) as program:
             assert whoami(lab.client, WORLD4) == OUTSIDE4
             assert program.stop() == 0, program.output()
         assert changes(lab.client, before) == []
@@ -119,19 +121,21 @@ def test_dns_remote(lab: Lab) -> None:
         assert lab.client.run(*command).stdout.strip() in BESIDE_ORIGIN
 
 
-def test_dns_off(lab: Lab) -> None:
+def test_dns_off(lab: Lab, stack: str) -> None:
     """Port 53 is a port like any other: the dead resolver stays dead."""
-    with up(lab, "--dns", "off"):
+    with up(lab, "--dns", "off", "--stack", stack):
         assert addresses(lab, "A") == []
         assert whoami(lab.client, WORLD4) == OUTSIDE4
+        assert whoami(lab.client, WORLD6) == OUTSIDE6
 
 
-def test_fake_ip_range(lab: Lab, config: pathlib.Path) -> None:
-    config.write_text('[dns]\nfake_ip_range = "100.64.0.0/16"\nfake_ip_range6 = "fd12:3456::/64"\n')
-    with up(lab, "-c", str(config)):
+def test_fake_ip_range(lab: Lab, stack: str, config: pathlib.Path) -> None:
+    """The smallest that there may be."""
+    config.write_text('[dns]\nfake_ip_range = "100.64.0.0/24"\nfake_ip_range6 = "fd12::/112"\n')
+    with up(lab, "-c", str(config), "--stack", stack):
         (four,), (six,) = addresses(lab, "A"), addresses(lab, "AAAA")
-        assert ipaddress.ip_address(four) in ipaddress.ip_network("100.64.0.0/16")
-        assert ipaddress.ip_address(six) in ipaddress.ip_network("fd12:3456::/64")
+        assert ipaddress.ip_address(four) in ipaddress.ip_network("100.64.0.0/24")
+        assert ipaddress.ip_address(six) in ipaddress.ip_network("fd12::/112")
         assert whoami(lab.client, four) in BESIDE_ORIGIN
         assert whoami(lab.client, six) in BESIDE_ORIGIN
 
@@ -141,10 +145,10 @@ def test_fake_ip_range(lab: Lab, config: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("offload", ["true", "false"])
 @pytest.mark.parametrize("mtu", [1280, 1500, 65535])
-def test_device(lab: Lab, config: pathlib.Path, mtu: int, offload: str) -> None:
+def test_device(lab: Lab, stack: str, config: pathlib.Path, mtu: int, offload: str) -> None:
     config.write_text(f'[tun]\nname = "way-out"\nmtu = {mtu}\noffload = {offload}\n')
     expected = origin.digest(SIZE)
-    with up(lab, "-c", str(config)) as program:
+    with up(lab, "-c", str(config), "--stack", stack) as program:
         assert program.status()["offload"] == (offload == "true")
         assert f"mtu {mtu} " in lab.client.run("ip", "link", "show", "way-out").stdout
         for address in (ORIGIN4, ORIGIN6):

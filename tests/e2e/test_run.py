@@ -37,8 +37,10 @@ CURL = ("curl", "-sS", "--globoff", "--max-time", "20")
     ("host", "seen"),
     [(WORLD4, (OUTSIDE4,)), (f"[{WORLD6}]", (OUTSIDE6,)), ("v4.test", BESIDE_ORIGIN)],
 )
-def test_command_is_proxied(lab: Lab, host: str, seen: tuple[str, ...]) -> None:
-    assert run_command(lab, *CURL, f"http://{host}/whoami").stdout.strip() in seen
+def test_command_is_proxied(lab: Lab, stack: str, host: str, seen: tuple[str, ...]) -> None:
+    options = ("--stack", stack)
+    command = run_command(lab, *CURL, f"http://{host}/whoami", options=options)
+    assert command.stdout.strip() in seen
 
 
 @contextlib.contextmanager
@@ -96,23 +98,24 @@ def test_command_that_does_not_exist(lab: Lab) -> None:
     assert len(process.stderr.splitlines()) == 1
 
 
-def test_nothing_remains(lab: Lab) -> None:
+def test_nothing_remains(lab: Lab, stack: str) -> None:
     before = snapshot(lab.client)
-    run_command(lab, *CURL, f"http://{WORLD4}/whoami")
+    run_command(lab, *CURL, f"http://{WORLD4}/whoami", options=("--stack", stack))
     assert changes(lab.client, before) == []
 
 
-def test_two_runs_at_once(lab: Lab) -> None:
+def test_two_runs_at_once(lab: Lab, stack: str) -> None:
+    options = ("--tun", "tun1", "--stack", stack)
     with waiting(lab) as seen:
         assert seen == OUTSIDE4
-        second = run_command(lab, *CURL, f"http://{WORLD4}/whoami", options=("--tun", "tun1"))
+        second = run_command(lab, *CURL, f"http://{WORLD4}/whoami", options=options)
         assert second.stdout.strip() == OUTSIDE4
 
 
 @pytest.mark.parametrize(("host", "seen"), [(WORLD4, CLIENT4), (f"[{WORLD6}]", CLIENT6)])
-def test_bypass_inside_up(lab: Lab, host: str, seen: str) -> None:
+def test_bypass_inside_up(lab: Lab, stack: str, host: str, seen: str) -> None:
     words = ("bypass", "--", *CURL, f"http://{host}/whoami")
-    with up(lab):
+    with up(lab, "--stack", stack):
         assert whoami(lab.client, WORLD4) == OUTSIDE4
         assert run_program(lab, *words).stdout.strip() == seen
 

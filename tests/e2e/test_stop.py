@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.netns
 
-OPTIONS = [(), ("--gateway",), ("--kill-switch",)]
+OPTIONS = [(), ("--gateway",), ("--kill-switch",), ("--stack", "system")]
 
 
 def reaches_world_directly(lab: Lab) -> bool:

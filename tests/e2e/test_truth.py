@@ -25,8 +25,8 @@ FORBIDDEN_PORT = 4445
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _program(lab: Lab) -> Iterator[None]:
-    with up(lab):
+def _program(lab: Lab, stack: str) -> Iterator[None]:
+    with up(lab, "--stack", stack):
         yield
 
 

@@ -31,7 +31,7 @@ from tests.helpers.engine_dialogue import (
 from tunproxy.flow.events import DataReceived, FlowClosed, FlowOpened, FlowWritable
 from tunproxy.flow.rules import Action
 from tunproxy.stack.receiver import MAX_LIMIT
-from tunproxy.stack.tcp import SEND_QUEUE_HIGH, SEND_QUEUE_LOW, TIME_WAIT_S
+from tunproxy.stack.tcp import SEND_QUEUE_HIGH, SEND_QUEUE_LOW, TIME_WAIT_S, Endpoint
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -100,7 +100,7 @@ def test_the_syn_ack_is_withheld_until_the_target_is_reached(
 ) -> None:
     flow = initiator.open()
     assert dialogue.advance(5.0) == []
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     synack = initiator.recv_one("S.")
     assert synack.ack == (initiator.isn + 1) & 0xFFFFFFFF
     initiator.send(ACK)
@@ -112,7 +112,7 @@ def test_the_mss_is_what_fits_the_mtu() -> None:
     for dst, mss in ((REAL4, 1360), (REAL6, 1340)):
         dialogue = Dialogue(mtu=1400)
         initiator = Initiator(dialogue, dst)
-        dialogue.engine.accept(initiator.open())
+        dialogue.engine.accept(initiator.open(), dialogue.now)
         assert int.from_bytes(initiator.recv_one("S.").options[2], "big") == mss
 
 
@@ -124,14 +124,14 @@ def test_a_retransmitted_syn_meets_the_waiting_flow(
     initiator.send(SYN, seq=initiator.isn)
     assert dialogue.events() == []
     assert initiator.recv() == []
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     initiator.complete()
 
 
 def test_a_syn_retransmitted_later_gets_the_syn_ack_again(
     dialogue: Dialogue, initiator: Initiator
 ) -> None:
-    dialogue.engine.accept(initiator.open())
+    dialogue.engine.accept(initiator.open(), dialogue.now)
     first = initiator.recv_one("S.")
     initiator.send(SYN, seq=initiator.isn)
     assert initiator.recv_one("S.") == first
@@ -139,7 +139,7 @@ def test_a_syn_retransmitted_later_gets_the_syn_ack_again(
 
 
 def test_a_lost_syn_ack_is_sent_again_in_time(dialogue: Dialogue, initiator: Initiator) -> None:
-    dialogue.engine.accept(initiator.open())
+    dialogue.engine.accept(initiator.open(), dialogue.now)
     first = initiator.recv_one("S.")
     assert dialogue.engine.poll_at() == dialogue.now + 1.0
     (again,) = dialogue.advance(1.0)
@@ -150,7 +150,7 @@ def test_an_initiator_that_never_answers_is_given_up(
     dialogue: Dialogue, initiator: Initiator
 ) -> None:
     flow = initiator.open()
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     initiator.recv_one("S.")
     while (at := dialogue.engine.poll_at()) is not None:
         dialogue.advance(at - dialogue.now)
@@ -167,9 +167,9 @@ def test_a_new_attempt_replaces_the_waiting_one(dialogue: Dialogue, initiator: I
     assert closed == FlowClosed(old, reset=True)
     assert isinstance(opened, FlowOpened)
     assert pinned(dialogue.pools) == 1
-    dialogue.engine.accept(old)
+    dialogue.engine.accept(old, dialogue.now)
     assert again.recv() == []
-    dialogue.engine.accept(opened.flow)
+    dialogue.engine.accept(opened.flow, dialogue.now)
     again.complete()
 
 
@@ -236,7 +236,7 @@ def test_what_the_target_says_before_the_handshake_ends_comes_after_it(
     dialogue: Dialogue, initiator: Initiator
 ) -> None:
     flow = initiator.open()
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     dialogue.engine.send(flow, b"220 hello\r\n")
     dialogue.engine.send_eof(flow)
     initiator.recv_one("S.")
@@ -290,7 +290,7 @@ def test_the_backlog_closes_the_window_and_opens_it_again(
 ) -> None:
     flow = initiator.establish()
     endpoint = dialogue.engine.table.by_id[flow].endpoint
-    assert endpoint is not None
+    assert isinstance(endpoint, Endpoint)
     sent = 0
     while room := endpoint.receiver.rcv_wnd:
         payload = bytes(min(1400, room))
@@ -395,7 +395,7 @@ def test_a_reset_by_the_target_reaches_the_initiator(
     dialogue.assert_forgotten()
     # The application may not have heard yet.
     dialogue.engine.abort(flow)
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     dialogue.engine.set_backlog(flow, 10)
     dialogue.engine.send_eof(flow)
     assert dialogue.engine.send(flow, b"late")
@@ -404,7 +404,7 @@ def test_a_reset_by_the_target_reaches_the_initiator(
 
 def test_a_reset_during_the_handshake(dialogue: Dialogue, initiator: Initiator) -> None:
     flow = initiator.open()
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     initiator.recv_one("S.")
     dialogue.engine.abort(flow)
     initiator.recv_one("R.")
@@ -465,7 +465,7 @@ def test_the_same_ports_again_right_behind_a_reset(
     closed, opened = dialogue.events()
     assert closed == FlowClosed(old, reset=True)
     assert isinstance(opened, FlowOpened)
-    dialogue.engine.accept(opened.flow)
+    dialogue.engine.accept(opened.flow, dialogue.now)
     again.complete()
     assert pinned(dialogue.pools) == 1
 

@@ -78,7 +78,7 @@ def test_the_oldest_half_open_flow_makes_room(
     opened = [event.flow for event in dialogue.events() if isinstance(event, FlowOpened)]
     assert pinned(dialogue.pools) == 3
     # One is past its SYN,ACK, and is half-open all the same.
-    dialogue.engine.accept(opened[0])
+    dialogue.engine.accept(opened[0], dialogue.now)
     waiting[0].recv_one("S.")
     next(flood)
     closed, new = dialogue.events()
@@ -90,6 +90,26 @@ def test_the_oldest_half_open_flow_makes_room(
     waiting[0].recv_one("R")
     settled.send(ACK | PSH, b"not concerned")
     dialogue.event(DataReceived)
+
+
+def test_the_oldest_without_an_answer_makes_room(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 4987 3: each of them is a channel that is open on the server."""
+    monkeypatch.setattr(table, "MAX_UNANSWERED", 2)
+    flood = syns(dialogue, dialogue.fake("www.example.com"))
+    initiators = [next(flood) for _ in range(4)]
+    opened = [event.flow for event in dialogue.events() if isinstance(event, FlowOpened)]
+    for flow, initiator in zip(opened[:2], initiators[:2], strict=True):
+        dialogue.engine.accept(flow, dialogue.now)
+        initiator.recv_one("S.")
+    initiators[1].send(ACK)
+    assert dialogue.sent() == []
+    dialogue.engine.accept(opened[2], dialogue.now)
+    assert dialogue.events() == []
+    dialogue.engine.accept(opened[3], dialogue.now)
+    assert dialogue.events() == [FlowClosed(opened[0], reset=True)]
+    assert dialogue.counters == {"unanswered_evicted": 1}
 
 
 def test_dns_connections_are_half_open_too(
@@ -154,7 +174,7 @@ def test_an_idle_flow_waits_for_nothing(dialogue: Dialogue) -> None:
     initiator = Initiator(dialogue, REAL4)
     flow = initiator.open()
     assert dialogue.engine.poll_at() is None
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     initiator.complete()
     run_clock_down(dialogue)
     assert dialogue.engine.table.by_id[flow].timer_at is None
@@ -271,7 +291,7 @@ def test_no_flow_outlives_its_end(dialogue: Dialogue) -> None:
     for initiator, flow in zip(ends, opened, strict=True):
         initiator.flow = flow
     for initiator in ends[1:]:
-        dialogue.engine.accept(initiator.flow)
+        dialogue.engine.accept(initiator.flow, dialogue.now)
         initiator.complete()
     assert pinned(dialogue.pools) == 5
     dialogue.feed(datagram(dialogue.fake("x.direct.example"), b"x"))
@@ -396,6 +416,8 @@ class Chaos:
         flow = self.flows[-1 - which] if which < len(self.flows) else 10_000
         if verb == "refuse":
             engine.refuse(flow, refusal, now)
+        elif verb == "accept":
+            engine.accept(flow, now)
         elif verb == "send":
             engine.send(flow, b"from the target")
         elif verb == "backlog":

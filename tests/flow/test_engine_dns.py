@@ -30,7 +30,7 @@ from tests.helpers.engine_dialogue import (
 )
 from tunproxy.flow import dnsservice
 from tunproxy.flow.events import FlowOpened, ForwardQuery
-from tunproxy.stack.tcp import SEND_QUEUE_HIGH
+from tunproxy.stack.tcp import SEND_QUEUE_HIGH, Endpoint
 
 RESOLVERS = pytest.mark.parametrize("dst", [RESOLVER4, RESOLVER6, REAL4, REAL6])
 
@@ -162,7 +162,7 @@ def test_an_asker_that_reads_nothing_is_reset(dialogue: Dialogue) -> None:
         if any(segment.kind == "R." for segment in segments):
             break
         (flow,) = dialogue.engine.table.by_id.values()
-        assert flow.endpoint is not None
+        assert isinstance(flow.endpoint, Endpoint)
         queued = max(queued, len(flow.endpoint.sender.queue))
     else:
         pytest.fail("it may ask for ever")

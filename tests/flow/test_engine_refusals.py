@@ -22,10 +22,13 @@ from tests.helpers.engine_dialogue import (
     Initiator,
     datagram,
     pinned,
+    query,
+    read_datagram,
     read_unreachable,
 )
 from tunproxy.errors import Refusal
 from tunproxy.flow import engine as engine_module
+from tunproxy.flow import refuser
 from tunproxy.flow.events import FlowClosed, FlowOpened
 from tunproxy.flow.rules import Action
 
@@ -240,8 +243,8 @@ def icmp6(kind: int) -> bytes:
         (b"", "ip_truncated"),
         (b"\x45" + bytes(10), "ip_truncated"),
         (b"\x55" + bytes(30), "ip_version"),
-        (packets.ip4(b"x" * 8, packets.UDP, more=True), "ip_fragment"),
-        (packets.ip4(b"x" * 8, packets.UDP, offset=8), "ip_fragment"),
+        (packets.ip4(b"x" * 4, packets.UDP, more=True), "ip_fragment"),
+        (packets.ip4(b"x" * 8, packets.TCP, more=True), "ip_fragment_tiny"),
         (packets.ip4(b"x", 47), "ip_protocol"),
         (packets.ip6(b"x", 59), "ip_protocol"),
         (packets.ip4(b"x" * 8, packets.TCP), "tcp_truncated"),
@@ -264,6 +267,19 @@ def test_every_drop_has_its_counter(dialogue: Dialogue, packet: bytes, reason: s
     dialogue.assert_forgotten()
 
 
+def test_a_query_in_fragments_is_answered(dialogue: Dialogue) -> None:
+    whole = datagram(REAL4, query("a.example"), port=53)
+    payload = whole[20:]
+    tail = packets.ip4(payload[16:], packets.UDP, src=CLIENT4, dst=REAL4, ident=9, offset=16)
+    dialogue.feed(tail)
+    assert dialogue.sent() == []
+    head = packets.ip4(payload[:16], packets.UDP, src=CLIENT4, dst=REAL4, ident=9, more=True)
+    dialogue.feed(head)
+    (answer,) = dialogue.sent()
+    assert read_datagram(answer)[3][:2] == query("a.example")[:2]
+    assert dialogue.counters == {}
+
+
 def test_a_trusted_checksum_is_not_looked_at(dialogue: Dialogue) -> None:
     packet = packets.ip4(packets.tcp(flags=SYN, sum=1), packets.TCP, src=CLIENT4, dst=REAL4)
     dialogue.feed(packet, trusted=True)
@@ -284,7 +300,7 @@ def test_the_bypass_cgroup_goes_direct_whatever_the_rules(name: str) -> None:
 
 
 def test_answers_to_strangers_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_ERRORS_PER_S", 10.0)
+    monkeypatch.setattr(refuser, "ERRORS_PER_S", 10.0)
     dialogue = Dialogue()
     for number in range(20):
         Initiator(dialogue, REAL4, src_port=1000 + number).send(ACK)

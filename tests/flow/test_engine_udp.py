@@ -125,7 +125,7 @@ def test_an_abort_ends_the_flow(dialogue: Dialogue) -> None:
 
 def test_the_verbs_of_streams_do_nothing(dialogue: Dialogue) -> None:
     flow = open_flow(dialogue, DIRECT4)
-    dialogue.engine.accept(flow)
+    dialogue.engine.accept(flow, dialogue.now)
     assert dialogue.engine.send(flow, b"x")
     dialogue.engine.send_eof(flow)
     dialogue.engine.set_backlog(flow, 100)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections import Counter
 
     from tunproxy.flow.events import Event
+    from tunproxy.flow.translator import Translator
 
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
@@ -66,6 +67,8 @@ class Dialogue:
         offload: bool = False,
         mtu: int = 1500,
         direct_sources: frozenset[bytes] = frozenset(),
+        local_sources: frozenset[bytes] | None = None,
+        translator: Translator | None = None,
     ) -> None:
         self.now = 1000.0
         self.pools = FakePools(
@@ -81,8 +84,10 @@ class Dialogue:
             capture_dns=capture_dns,
             secret=bytes(16),
             direct_sources=direct_sources,
+            local_sources=local_sources,
         )
-        self.engine = Engine(settings, table, self.pools, nameserver)
+        self.engine = Engine(settings, table, self.pools, nameserver, translator)
+        self._translated: list[bytes] = []
         self._live: set[int] = set()
         self._closed: set[int] = set()
 
@@ -97,9 +102,14 @@ class Dialogue:
         assert address is not None
         return address.packed
 
-    def feed(self, packet: bytes, *, trusted: bool = False) -> None:
-        """Hand a packet to the engine."""
-        self.engine.handle_packet(memoryview(packet), self.now, trusted=trusted)
+    def feed(
+        self, packet: bytes, *, trusted: bool = False, vnet: bytes = bytes(packets.VNET_HDR_LEN)
+    ) -> None:
+        """Hand a packet to the engine, and write at once what it makes of it."""
+        view = memoryview(bytearray(packet))
+        parts = self.engine.handle_packet(view, self.now, trusted=trusted, lead=vnet)
+        if parts is not None:
+            self._translated.append(b"".join(bytes(part) for part in parts))
 
     def events(self) -> list[Event]:
         """What the engine asks for; checked against what events promise."""
@@ -124,7 +134,8 @@ class Dialogue:
 
     def sent(self) -> list[bytes]:
         """All packets that the engine has to send, as a kernel would see them."""
-        out = []
+        out = [packet for write in self._translated for packet in packets.receive(write)]
+        self._translated.clear()
         while (parts := self.engine.poll_transmit(self.now)) is not None:
             out += packets.receive(b"".join(bytes(part) for part in parts))
         return out
@@ -150,6 +161,7 @@ class Dialogue:
         assert not table.udp
         assert not table.by_id
         assert not table._half_open
+        assert not table._unanswered
         assert not table._time_wait
         assert not engine._ready
         assert not engine.dns._streams
@@ -274,7 +286,7 @@ class Initiator:
     def establish(self) -> int:
         """The whole handshake; return the flow."""
         self.open()
-        self.dialogue.engine.accept(self.flow)
+        self.dialogue.engine.accept(self.flow, self.dialogue.now)
         self.complete()
         return self.flow
 

@@ -22,19 +22,26 @@ def whoami(host: Host, address: str, port: int = origin.HTTP) -> str:
         return b"".join(body(sock)).decode().strip()
 
 
-def download(host: Host, address: str, length: int, port: int = origin.HTTP) -> str:
-    """Fetch ``length`` octets of the stream; return the SHA-256 of what came."""
+def download(
+    host: Host, address: str, length: int, port: int = origin.HTTP, timeout_s: float = 20.0
+) -> str:
+    """Fetch ``length`` octets of the stream; return the SHA-256 of what came.
+
+    ``timeout_s``: the longest that a single call waits.
+    """
     found = hashlib.sha256()
-    with host.connect(address, port) as sock:
+    with host.connect(address, port, timeout_s) as sock:
         sock.sendall(request("GET", f"/bytes/{length}"))
         for chunk in body(sock):
             found.update(chunk)
     return found.hexdigest()
 
 
-def upload(host: Host, address: str, length: int, port: int = origin.HTTP) -> tuple[int, str]:
+def upload(
+    host: Host, address: str, length: int, port: int = origin.HTTP, timeout_s: float = 20.0
+) -> tuple[int, str]:
     """Send ``length`` octets of the stream; return length and SHA-256 of what the server got."""
-    with host.connect(address, port) as sock:
+    with host.connect(address, port, timeout_s) as sock:
         sock.sendall(request("PUT", "/upload", length))
         for chunk in origin.stream(length):
             sock.sendall(chunk)

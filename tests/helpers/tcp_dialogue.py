@@ -23,7 +23,9 @@ from tunproxy.wire.seq import unwrap, wrap
 from tunproxy.wire.tcp import ACK, FIN, PSH, RST, SYN, URG, Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from tunproxy.stack.congestion import Controller
 
 START: Final = 1000.0
 IRS: Final = (1 << 32) - 3
@@ -34,6 +36,8 @@ PEER_PORT: Final = 40001
 PORT: Final = 443
 PLAIN: Final = Path(mss=1460, offload=False)
 OFFLOAD: Final = Path(mss=1460, offload=True)
+CONGESTED: Final = Path(mss=1460, offload=False, congested=True)
+CONGESTED_OFFLOAD: Final = Path(mss=1460, offload=True, congested=True)
 TS_OFFSET: Final = (1 << 32) - int(START * 1000) - 1
 """Makes our TSval wrap two milliseconds after the start."""
 PEER_TS: Final = (1 << 32) - 5
@@ -64,7 +68,7 @@ class Dialogue:
 
     Args:
         mss, wscale, sack, timestamps, window: what the initiator's SYN says.
-        path, max_window, challenges: for the endpoint.
+        path, max_window, challenges, keepalive_s, controller: for the endpoint.
     """
 
     def __init__(
@@ -78,6 +82,8 @@ class Dialogue:
         path: Path = PLAIN,
         max_window: int = MAX_LIMIT,
         challenges: Limiter | None = None,
+        keepalive_s: float | None = None,
+        controller: Callable[[int], Controller] | None = None,
         irs: int = IRS,
         iss: int = ISS,
     ) -> None:
@@ -99,6 +105,8 @@ class Dialogue:
             challenges=challenges or Limiter(1000.0, 1000.0),
             now=self.now,
             max_window=max_window,
+            keepalive_s=keepalive_s,
+            controller=controller,
         )
 
     def state(self) -> State:

@@ -25,6 +25,8 @@ from tunproxy.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tunproxy.stack.congestion import Controller
+
 _RTO_S = 0.3
 _TICK_S = 0.01
 _BACKLOG = 20_000
@@ -269,6 +271,7 @@ class Net:
         path: Path,
         slow_target: bool = False,
         max_window: int = 1 << 20,
+        controller: Callable[[int], Controller] | None = None,
     ) -> None:
         self.peer = peer
         self.now = 1000.0
@@ -280,6 +283,7 @@ class Net:
         self._path = path
         self._slow_target = slow_target
         self._max_window = max_window
+        self._controller = controller
         self._flying: list[tuple[float, int, Callable[[Segment], None], Segment]] = []
         self._count = 0
 
@@ -341,6 +345,7 @@ class Net:
                     challenges=Limiter(100.0, 100.0),
                     now=self.now,
                     max_window=self._max_window,
+                    controller=self._controller,
                 )
                 self.target = Target(self.endpoint, self._download, slow=self._slow_target)
             return

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers.packets import deterministic
-from tunproxy.stack.limiter import Limiter
+from tunproxy.stack.limiter import Challenges, Limiter
 
 
 def test_a_burst_is_allowed_at_once_and_no_more() -> None:
@@ -40,3 +40,21 @@ def test_no_span_of_time_has_more_than_burst_and_rate_allow(gaps: list[float]) -
     for i, first in enumerate(allowed):
         for count, last in enumerate(allowed[i:], 1):
             assert count <= 5 + (last - first) * 4 + 1e-6
+
+
+def test_noisy_connection_does_not_silence_another() -> None:
+    shared = Limiter(1000.0, 100.0)
+    noisy, quiet = Challenges(shared), Challenges(shared)
+    assert sum(noisy.allow(1.0) for _ in range(1000)) == 10
+    assert quiet.allow(1.0)
+
+
+def test_connections_together_are_bounded() -> None:
+    shared = Limiter(1.0, 25.0)
+    assert sum(Challenges(shared).allow(1.0) for _ in range(100)) == 25
+
+
+def test_challenges_come_back() -> None:
+    own = Challenges(Limiter(1000.0, 1000.0))
+    assert sum(own.allow(0.0) for _ in range(50)) == 10
+    assert sum(own.allow(10.0) for _ in range(50)) == 10

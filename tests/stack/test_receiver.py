@@ -82,6 +82,27 @@ def test_limit_doubles_as_often_as_it_is_filled() -> None:
     assert seen[3] == 2 * INITIAL_LIMIT, "after the first 64 KiB"
 
 
+def test_limit_does_not_grow_for_an_upstream_that_takes_nothing() -> None:
+    """What was consumed is what waits there."""
+    stalled = receiver()
+    while stalled.rcv_wnd:
+        size = min(1 << 14, stalled.rcv_wnd)
+        stalled.receive(stalled.rcv_nxt, bytes(size), False)
+        stalled.backlog += size
+        stalled.advertise()
+    assert stalled.backlog <= 2 * INITIAL_LIMIT
+
+
+def test_limit_grows_with_what_the_upstream_has_sent_on() -> None:
+    slow = receiver()
+    for _ in range(100):
+        size = min(1 << 14, slow.rcv_wnd)
+        slow.receive(slow.rcv_nxt, bytes(size), False)
+        slow.backlog = max(0, slow.backlog + size - (1 << 13))
+        slow.advertise()
+    assert slow.limit > INITIAL_LIMIT
+
+
 def test_update_is_due_at_a_segment_or_a_quarter() -> None:
     """RFC 9293 3.8.6.2.2."""
     waiting = receiver(max_limit=1 << 15)

@@ -82,7 +82,7 @@ def test_no_sample_while_recovering() -> None:
     s.queue.append(bytes(500))
     spans(s)
     for _ in range(3):
-        s.duplicate()
+        s.duplicate(0.0)
     assert spans(s) == [(0, 100, False)]
     s.queue.append(bytes(100))
     assert spans(s) == [(500, 100, False)]
@@ -122,10 +122,10 @@ def test_what_is_sent_lies_in_the_window_and_in_the_queue(
         elif verb == "ack" and min(n, outstanding):
             s.acknowledge(s.snd_una + min(n, outstanding), now, None)
         elif verb == "duplicate" and outstanding:
-            s.duplicate()
+            s.duplicate(0.0)
         elif verb == "sack" and sack and outstanding:
             left = s.snd_una + 1 + n % outstanding
-            s.take_sack([(left, left + 50)])
+            s.take_sack([(left, left + 50)], now)
         elif verb == "window":
             seq += 1
             s.update_window(seq, s.snd_una, n)

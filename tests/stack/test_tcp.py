@@ -9,9 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.packets import V4
-from tests.helpers.tcp_dialogue import OFFLOAD, PLAIN, STATES, Dialogue
+from tests.helpers.tcp_dialogue import (
+    CONGESTED,
+    CONGESTED_OFFLOAD,
+    OFFLOAD,
+    PLAIN,
+    STATES,
+    Dialogue,
+)
 from tunproxy.errors import WireError
 from tunproxy.stack.assembler import MAX_PIECES
+from tunproxy.stack.congestion import Cubic
 from tunproxy.stack.receiver import MAX_LIMIT
 from tunproxy.stack.scoreboard import _MAX_RANGES
 from tunproxy.stack.states import TRANSITIONS, State
@@ -62,6 +70,8 @@ verbs = st.one_of(
     st.tuples(st.just("eof"), st.none()),
     st.tuples(st.just("backlog"), st.sampled_from([0, 1, 500, 40000, 65536, 1 << 21])),
     st.tuples(st.just("abort"), st.none()),
+    st.tuples(st.just("orphan"), st.none()),
+    st.tuples(st.just("path_mtu"), st.sampled_from([0, 68, 576, 1000, 1400, 1500])),
     st.tuples(st.just("wait"), st.floats(0.0001, 3.0)),
     st.tuples(st.just("wake"), st.none()),
     st.tuples(st.just("dispatch"), st.none()),
@@ -73,7 +83,9 @@ dialogues = st.fixed_dictionaries(
         "timestamps": st.booleans(),
         "wscale": st.sampled_from([None, 0, 7]),
         "mss": st.sampled_from([None, 100, 1460]),
-        "path": st.sampled_from([PLAIN, OFFLOAD]),
+        "path": st.sampled_from([PLAIN, OFFLOAD, CONGESTED, CONGESTED_OFFLOAD]),
+        "controller": st.sampled_from([None, Cubic]),
+        "keepalive_s": st.sampled_from([None, 2.0]),
         "max_window": st.sampled_from([500, 65536, MAX_LIMIT]),
     }
 )
@@ -113,7 +125,7 @@ class Watch:
         assert len(receiver.assembler.ranges()) <= MAX_PIECES
         stored = sum(b - a for a, b in receiver.assembler.ranges())
         assert stored <= receiver.max_limit
-        assert len(sender.scoreboard._ranges) <= _MAX_RANGES
+        assert len(sender.scoreboard) <= _MAX_RANGES
         assert sender.scoreboard.sacked <= sender.snd_nxt - sender.snd_una
         delivered = receiver.rcv_nxt - receiver.irs - 1 - self._fins()
         assert len(self._d.received) == delivered - self._delivered
@@ -159,6 +171,8 @@ def play(d: Dialogue, script: list[tuple[str, Any]]) -> None:
         "eof": lambda _: d.endpoint.send_eof(),
         "backlog": d.endpoint.set_backlog,
         "abort": lambda _: d.endpoint.abort(),
+        "orphan": lambda _: d.endpoint.orphan(d.now),
+        "path_mtu": lambda mtu: d.endpoint.path_mtu(mtu, d.now),
         "wait": lambda seconds: d.advance(d.now + seconds),
         "wake": lambda _: d.advance(d.endpoint.poll_at()),
         "dispatch": lambda _: drain(d, watch),

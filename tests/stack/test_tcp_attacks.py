@@ -191,6 +191,16 @@ def test_challenges_spent_do_not_stop_ordinary_acks() -> None:
     d.expect("A", 1, 4, sack=[(1, 4)])
 
 
+def test_challenges_of_one_connection_do_not_use_up_those_of_all() -> None:
+    shared = Limiter(1000.0, 100.0)
+    noisy, quiet = established(challenges=shared), established(challenges=shared)
+    for _ in range(1000):
+        noisy.send("R", 9, None)
+        noisy.endpoint.dispatch(noisy.now)
+    quiet.send("R", 9, None)
+    quiet.expect("A", 1, 1)
+
+
 # --- keepalive ----------------------------------------------------------------------------------
 
 

@@ -398,6 +398,42 @@ def test_syn_received_abort_before_the_syn_ack_is_sent() -> None:
     d.nothing()
 
 
+def test_syn_with_a_closed_window_is_answered_and_reset_with_the_right_number() -> None:
+    """RFC 9293 3.10.7.4: the SYN counts, whatever the window. A reset with the ISS would not be
+    believed by one who has had the SYN,ACK (RFC 5961 3.2)."""
+    d = syn_received(window=0)
+    d.endpoint.abort()
+    d.expect("RA", 1, 1)
+
+
+def test_syn_with_a_closed_window_is_challenged_with_the_right_number() -> None:
+    d = syn_received(window=0)
+    d.send("A", 70000, 1, b"x")
+    d.expect("A", 1, 1)
+
+
+def test_syn_with_a_closed_window_that_opens_later() -> None:
+    d = syn_received(window=0)
+    d.endpoint.send(bytes(4000))
+    d.expect("SA", 0, 1, t=START + 1)
+    d.send("A", 1, 1, win=0)
+    d.nothing()
+    d.send("A", 1, 1, win=3000)
+    d.expect("A", 1, 1, bytes(1460))
+    d.expect("A", 1461, 1, bytes(1460))
+    d.nothing()
+
+
+def test_syn_with_a_closed_window_leaves_no_probe_behind() -> None:
+    """The time-out of the SYN,ACK is none of a window: silly windows are avoided as ever."""
+    d = syn_received(window=0, path=OFFLOAD)
+    d.expect("SA", 0, 1, t=START + 1)
+    d.send("A", 1, 1, win=3000)
+    d.endpoint.send(bytes(9000))
+    d.expect("A", 1, 1, bytes(2920))
+    d.nothing()
+
+
 def test_round_trip_is_measured_by_the_handshake() -> None:
     d = syn_received()
     d.send("A", 1, 1, t=START + 0.125)

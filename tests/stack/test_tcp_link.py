@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 
 from tests.helpers.tcp_peer import Link, Net, Peer
 from tunproxy.stack.assembler import MAX_PIECES
+from tunproxy.stack.bbr import Bbr
+from tunproxy.stack.congestion import Cubic
 from tunproxy.stack.states import TRANSITIONS, State
 from tunproxy.stack.tcp import SEND_QUEUE_HIGH, Endpoint, Path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tunproxy.stack.congestion import Controller
 
 PERFECT = Link()
 REORDERING = Link(jitter=0.02)
@@ -39,7 +43,7 @@ def invariants() -> Callable[[Endpoint], None]:
         assert receiver.rcv_nxt <= receiver.rcv_adv
         assert sender.snd_nxt <= sender.queue.end + 1
         assert len(receiver.assembler.ranges()) <= MAX_PIECES
-        assert len(sender.queue) <= SEND_QUEUE_HIGH + 7000
+        assert sender.backlog <= SEND_QUEUE_HIGH + 7000
         state, edge, una = endpoint.state, receiver.rcv_adv, sender.snd_una
 
     return check
@@ -67,6 +71,8 @@ def converse(
     offload: bool = True,
     slow_peer: bool = False,
     slow_target: bool = False,
+    congested: bool = False,
+    controller: Callable[[int], Controller] | None = None,
 ) -> Net:
     """Run a connection to its end and compare what was said with what was heard.
 
@@ -85,7 +91,8 @@ def converse(
         download,
         link=link,
         seed=seed,
-        path=Path(1400, offload),
+        path=Path(1400, offload, congested),
+        controller=controller,
         slow_target=slow_target,
         max_window=40_000 if slow_target else 1 << 20,
     )
@@ -111,17 +118,34 @@ def test_download(link: Link, options: int) -> None:
     converse(b"", pattern(60_000, 2), link, options=options)
 
 
+@pytest.mark.parametrize("options", range(8))
+@pytest.mark.parametrize("link", [PERFECT, REORDERING, BAD], ids=["perfect", "reordering", "bad"])
+@pytest.mark.parametrize("controller", [Bbr, Cubic])
+def test_download_over_a_congested_path(
+    link: Link, options: int, controller: Callable[[int], Controller]
+) -> None:
+    converse(b"", pattern(60_000, 2), link, options=options, congested=True, controller=controller)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("offload", [False, True])
-def test_both_ways_over_a_terrible_link(seed: int, offload: bool) -> None:
+@pytest.mark.parametrize("congested", [False, True])
+def test_both_ways_over_a_terrible_link(seed: int, offload: bool, congested: bool) -> None:
     converse(
-        pattern(15_000, 3), pattern(15_000, 4), TERRIBLE, seed=seed, options=seed, offload=offload
+        pattern(15_000, 3),
+        pattern(15_000, 4),
+        TERRIBLE,
+        seed=seed,
+        options=seed,
+        offload=offload,
+        congested=congested,
     )
 
 
 @pytest.mark.parametrize("link", [PERFECT, BAD], ids=["perfect", "bad"])
-def test_download_to_a_slow_reader(link: Link) -> None:
-    converse(b"", pattern(150_000, 5), link, slow_peer=True)
+@pytest.mark.parametrize("congested", [False, True])
+def test_download_to_a_slow_reader(link: Link, congested: bool) -> None:
+    converse(b"", pattern(150_000, 5), link, slow_peer=True, congested=congested)
 
 
 @pytest.mark.parametrize("link", [PERFECT, BAD], ids=["perfect", "bad"])
@@ -135,7 +159,7 @@ def test_download_of_more_than_the_send_queue_holds() -> None:
     converse(b"", pattern(SEND_QUEUE_HIGH + 300_000, 7), PERFECT)
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=50)
 @given(
     st.integers(0, 9000),
     st.integers(0, 9000),
@@ -151,6 +175,7 @@ def test_download_of_more_than_the_send_queue_holds() -> None:
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([None, Bbr, Cubic]),
 )
 def test_any_connection_ends_well(
     upload: int,
@@ -161,6 +186,7 @@ def test_any_connection_ends_well(
     offload: bool,
     slow_peer: bool,
     slow_target: bool,
+    controller: Callable[[int], Controller] | None,
 ) -> None:
     converse(
         pattern(upload, 8),
@@ -171,4 +197,6 @@ def test_any_connection_ends_well(
         offload=offload,
         slow_peer=slow_peer,
         slow_target=slow_target,
+        congested=controller is not None,
+        controller=controller,
     )

@@ -368,7 +368,7 @@ async def test_cancelled_open_closes_the_channel_that_comes_late(sshd: Sshd) -> 
             for task in opening:
                 task.cancel()
             await asyncio.gather(*opening, return_exceptions=True)
-            assert upstream.channels == 0
+            assert upstream.channels == 3  # the server is not done with them
             # The kernel asks again with its next SYN, a second later; then sshd confirms.
             loop = asyncio.get_running_loop()
             listener.setblocking(False)
@@ -377,6 +377,7 @@ async def test_cancelled_open_closes_the_channel_that_comes_late(sshd: Sshd) -> 
                 sock, _ = await loop.sock_accept(listener)
                 with sock:
                     sock.shutdown(socket.SHUT_WR)
+        await until(lambda: upstream.channels == 0, "the server to be done with them")
         recorder = Recorder()
         stream = await opened(upstream, origin.port, recorder)
         stream.write(b"alive")
@@ -394,7 +395,7 @@ async def test_open_times_out(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> No
             await upstream.open("127.0.0.1", listener.getsockname()[1], SOURCE, Recorder())
         assert failed.value.refusal is Refusal.UNREACHABLE
         assert upstream.counters == {"timeout": 1}
-        assert upstream.channels == 0
+        assert upstream.channels == 1  # the server goes on trying
 
 
 @both_loops

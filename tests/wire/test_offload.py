@@ -57,3 +57,10 @@ def test_flags_are_those_of_the_kernel() -> None:
 def test_checksum_is_trusted(flags: int, trusted: bool) -> None:
     """Bit 2 (RSC_INFO) says nothing about the checksum, nor do those that have no name yet."""
     assert offload.checksum_is_trusted(flags) is trusted
+
+
+def test_unpack_reads_what_stands_in_front() -> None:
+    header = offload.super_segment(offload.GSO_TCPV6, 1440, 74, 40, 16)
+    assert (
+        offload.unpack(memoryview(header + b"packet")) == as_c(header) == (1, 4, 74, 1440, 40, 16)
+    )

@@ -19,6 +19,7 @@ from .ipc import (
     Ask,
     Captured,
     Connected,
+    Listener,
     Socket,
     SocketFailed,
     Start,
@@ -118,7 +119,7 @@ class Broker:
             self._resolve(message.id, sock)
         elif isinstance(message, SocketFailed | Answer):
             self._resolve(message.id, message.text)
-        elif isinstance(message, Start):
+        elif isinstance(message, Start | Listener):
             _log.error("the supervisor began twice: a defect of tunproxy")
             for fd in received.fds:
                 os.close(fd)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..flow.engine import Engine
     from ..flow.events import Event
+    from ..wire.ip import Buffer
 
 BATCH = 32
 """Packets read in one turn, 2 MiB of super-segments: an unbounded loop would let a busy uplink
@@ -50,16 +51,32 @@ class Handler(Protocol):
         """Do what ``event`` asks for, without waiting."""
 
 
+class Trace(Protocol):
+    """Who is shown every packet that crosses the device."""
+
+    def add(self, crossed: bytes | memoryview) -> None:
+        """A packet behind its virtio_net_hdr has crossed; the octets change afterwards."""
+
+    def flush(self) -> None:
+        """The turn ends."""
+
+
 class Driver:
     """Runs ``engine`` between ``device`` and ``handler`` on the running event loop."""
 
     def __init__(
-        self, device: Device, engine: Engine, handler: Handler, loop: asyncio.AbstractEventLoop
+        self,
+        device: Device,
+        engine: Engine,
+        handler: Handler,
+        loop: asyncio.AbstractEventLoop,
+        trace: Trace | None = None,
     ) -> None:
         self._device = device
         self._engine = engine
         self._handler = handler
         self._loop = loop
+        self._trace = trace
         self._buffer = memoryview(bytearray(READ_LEN))
         self._flush_due: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -91,7 +108,6 @@ class Driver:
 
     def _on_readable(self) -> None:
         device, engine, buffer = self._device, self._engine, self._buffer
-        now = time.monotonic()
         for _ in range(BATCH):
             try:
                 length = device.read_into(buffer)
@@ -101,11 +117,18 @@ class Driver:
             if not length:
                 break
             self.packets_in += 1
-            engine.handle_packet(
+            if self._trace is not None:
+                self._trace.add(buffer[:length])
+            # Taken anew: encrypting what came before takes time, and round trips are measured.
+            translated = engine.handle_packet(
                 buffer[offload.LENGTH : length],
-                now,
+                time.monotonic(),
                 trusted=offload.checksum_is_trusted(buffer[0]),
+                lead=buffer[: offload.LENGTH],
             )
+            if translated is not None:
+                # It lies in the buffer that the next read fills.
+                self._write(translated)
             self._drain_events()
         self._flush()
 
@@ -126,12 +149,19 @@ class Driver:
         now = time.monotonic()
         engine = self._engine
         while (packet := engine.poll_transmit(now)) is not None:
-            self.packets_out += 1
-            if not self._device.write(packet):  # type: ignore[arg-type]
-                engine.counters["tun_write"] += 1
+            self._write(packet)
         # What is sent can end flows, and what ends can be answered.
         self._drain_events()
+        if self._trace is not None:
+            self._trace.flush()
         self._rearm(now)
+
+    def _write(self, packet: list[Buffer]) -> None:
+        self.packets_out += 1
+        if not self._device.write(packet):  # type: ignore[arg-type]
+            self._engine.counters["tun_write"] += 1
+        elif self._trace is not None:
+            self._trace.add(b"".join(packet))
 
     def _rearm(self, now: float) -> None:
         at = self._engine.poll_at()

@@ -76,9 +76,22 @@ class Start(Message, frozen=True, tag=True, kw_only=True):
     dns6: ipaddress.IPv6Address | None
     direct: tuple[str, ...]
     """Where the bypass cgroup sends from to a fake address: DIRECT, whatever the rules say."""
+    local: tuple[str, ...] | None
+    """Where this host's own programs send from, on a gateway; ``None``: there are no others."""
     resolvers: tuple[str, ...]
     """Addresses of the machine's own resolvers, as they were before the capture."""
     verbosity: int
+    listeners: int = 0
+    """How many :class:`Listener` follow."""
+
+
+class Listener(Message, frozen=True, tag=True):
+    """After :class:`Start`, for ``tun.stack = "system"``: one for each family.
+
+    Descriptor: a TCP socket that listens on the TUN's address.
+    """
+
+    fd_count: ClassVar[int] = 1
 
 
 class Captured(Message, frozen=True, tag=True):
@@ -141,7 +154,7 @@ class Failed(Message, frozen=True, tag=True):
     text: str
 
 
-ToEngine: TypeAlias = Start | Captured | Socket | SocketFailed | Answer
+ToEngine: TypeAlias = Start | Listener | Captured | Socket | SocketFailed | Answer
 ToSupervisor: TypeAlias = WantSocket | Ask | Connected | Failed
 
 _Out = TypeVar("_Out", bound=Message)

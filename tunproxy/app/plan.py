@@ -47,6 +47,8 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     ipv6: bool = True
     names: bool = True
     """Whether there is a name server on the TUN, for which port 53 is captured."""
+    translated: bool = False
+    """Whether the kernel terminates TCP: its peers are at the end of the fake ranges."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     gateway: bool = False
@@ -94,6 +96,7 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
             mode=mode,
             ipv6=ipv6_enabled(),
             names=dns.mode != "off",
+            translated=config.tun.stack == "system",
             include=tuple(map(str, capture.include)),
             exclude=tuple(map(str, capture.exclude)),
             gateway=capture.gateway,
@@ -111,8 +114,13 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
         """The IP versions that are captured."""
         return (4, 6) if self.ipv6 else (4,)
 
+    @property
+    def fakes(self) -> bool:
+        """Whether what goes to the fake ranges has to come to us."""
+        return self.names or self.translated
+
     def fake_range(self, family: Family) -> Network:
-        """The addresses that stand for names."""
+        """The addresses that stand for names, and for the peers of the kernel's stack."""
         return ipaddress.ip_network(self.fake4 if family == 4 else self.fake6)
 
     def tun_address(self, family: Family) -> Address:

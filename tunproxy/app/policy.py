@@ -80,7 +80,7 @@ def routes(plan: CapturePlan, server_addresses: Sequence[Address]) -> list[Route
         everything = ipaddress.ip_network("0.0.0.0/0" if family == 4 else "::/0")
         for network in _included(plan, family):
             found += _captured(plan, network, table)
-        if plan.names:
+        if plan.fakes:
             found += _captured(plan, everything, names)
     excluded = _networks(plan.exclude)
     never = [*excluded, *_networks(_NEVER), *map(ipaddress.ip_network, server_addresses)]
@@ -136,7 +136,7 @@ def rules(plan: CapturePlan, family: Family, uplinks: Uplinks) -> list[Rule]:
     ]
     found.append(_go(plan, 1, _END, iif=plan.tun))
     mark = marks.capture_mark(plan.slot) if plan.mode == "cgroup" else None
-    if plan.names:
+    if plan.fakes:
         found.append(_names(plan, 2, mark=mark, destination=plan.fake_range(family)))
     if plan.mode == "system":
         found += _only_unbound(plan, family)
@@ -146,7 +146,7 @@ def rules(plan: CapturePlan, family: Family, uplinks: Uplinks) -> list[Rule]:
     if plan.names:
         found += [_names(plan, 7, mark=mark, protocol=p, dport=53) for p in (17, 6)]
     found += _longest_prefix(plan, family, mark)
-    if plan.names and plan.mode == "cgroup":
+    if plan.fakes and plan.mode == "cgroup":
         found.append(
             Rule(
                 priority=marks.late_priority(plan.slot),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..flow.events import Event
     from ..upstream.base import Stream, Upstream
     from ..upstream.direct import DirectDatagramStream, DirectUpstream
+    from .kernelstack import KernelStack
 
 MAX_LINGERING = 4096
 """Streams that outlive their flows; each may hold as much as a window (1 MiB). Beyond that number
@@ -70,7 +71,7 @@ class Ways(Protocol):
 class Relay:
     """Acts on the engine's events. ``wake`` is the driver's."""
 
-    def __init__(self, engine: Engine, ways: Ways) -> None:
+    def __init__(self, engine: Engine | KernelStack, ways: Ways) -> None:
         self.engine = engine
         self.wake: Callable[[], None] = lambda: None
         self.tasks = TaskSet()
@@ -195,7 +196,7 @@ class _FlowSide:
             stream.abort()  # it was connected at the very moment it was given up
             return
         self._stream = stream
-        self._relay.engine.accept(self._flow)
+        self._relay.engine.accept(self._flow, time.monotonic())
         self._relay.wake()
 
     def uplink(self, event: DataReceived) -> None:
@@ -258,9 +259,13 @@ class _FlowSide:
         """The stream is gone; what it has delivered is still on its way to the initiator."""
         self._stream = None
         self._relay.stream_ended(self._flow)
-        if reset and not self._is_over:
+        if self._is_over:
+            return
+        if reset:
             self._relay.engine.abort(self._flow)
-            self._relay.wake()
+        else:
+            self._relay.engine.orphan(self._flow, time.monotonic())
+        self._relay.wake()
 
 
 class _DatagramSide:

@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -24,9 +25,11 @@ import uvloop
 from .. import __version__, config, log
 from ..errors import TunproxyError
 from ..flow.engine import Engine, Settings
-from ..flow.fakeip import FakePools
+from ..flow.fakeip import CAPACITY, RESERVED, FakePools
 from ..flow.nameserver import NameServer
+from ..flow.nat import NatTable, Place, nat_network
 from ..flow.rules import RuleTable
+from ..flow.translator import Translator
 from ..linux.tun import Tun
 from ..upstream.direct import DirectUpstream
 from ..upstream.resolver import DirectResolver, RemoteResolver
@@ -34,7 +37,9 @@ from ..upstream.ssh import LinkState, SshUpstream
 from .broker import Broker
 from .control import ControlServer, Status
 from .driver import Driver
-from .ipc import Failed, Start, engine_link
+from .ipc import Failed, Listener, Start, engine_link
+from .kernelstack import KernelStack
+from .pcap import PacketTrace
 from .relay import Relay
 
 if TYPE_CHECKING:
@@ -53,15 +58,35 @@ def run(sock: socket.socket) -> int:
             received = link.recv()
             if received is None:
                 return 0
+            listeners = _listeners(link, received.message)
+            # A flow of the kernel's stack, and one that goes DIRECT, is a descriptor each; the soft
+            # limit is made for select(2).
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(link, received))
+                runner.run(_serve(link, received, listeners))
         except TunproxyError as error:
             link.send(Failed(error.exit_status, str(error)))
             return error.exit_status
     return 0
 
 
-async def _serve(link: EngineLink, received: Received[ToEngine]) -> None:
+def _listeners(link: EngineLink, start: ToEngine) -> list[socket.socket]:
+    """What the kernel's stack is to meet, in descriptors that follow ``start``."""
+    listeners = []
+    for _ in range(start.listeners if isinstance(start, Start) else 0):
+        received = link.recv()
+        if received is None or not isinstance(received.message, Listener):
+            raise TunproxyError("the supervisor did not send its listeners: a defect of tunproxy")
+        listener = socket.socket(fileno=received.fds[0])
+        listener.setblocking(False)
+        listeners.append(listener)
+    return listeners
+
+
+async def _serve(
+    link: EngineLink, received: Received[ToEngine], listeners: list[socket.socket]
+) -> None:
     start = received.message
     if not isinstance(start, Start):
         raise TunproxyError("the supervisor did not begin with Start: a defect of tunproxy")
@@ -74,7 +99,7 @@ async def _serve(link: EngineLink, received: Received[ToEngine]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, _log.debug, "signal ignored: the supervisor acts on it")
     loop.add_signal_handler(signal.SIGTERM, broker.ended.set)
-    session = Session(start, tun, broker)
+    session = Session(start, tun, broker, listeners)
     loop.set_exception_handler(session.defect)
     try:
         await session.run(control)
@@ -87,21 +112,24 @@ async def _serve(link: EngineLink, received: Received[ToEngine]) -> None:
 class Session:
     """The parts of a running engine."""
 
-    def __init__(self, start: Start, tun: Tun, broker: Broker) -> None:
+    def __init__(
+        self, start: Start, tun: Tun, broker: Broker, listeners: list[socket.socket]
+    ) -> None:
         """Read the rules and make what needs no server.
 
         Raises:
-            ConfigError: a rule file is missing or wrong.
+            ConfigError: a rule file is missing or wrong, or the trace cannot be written.
         """
         self._start = start
         self._config = start.config
         self._tun = tun
         self._broker = broker
+        self._listeners = listeners
         self._began_at = time.monotonic()
         self._defects: collections.Counter[str] = collections.Counter()
         cfg = self._config
         self._rules = RuleTable.parse(config.rule_sources(cfg), config.rule_loader(cfg))
-        self._pools = FakePools(cfg.dns.fake_ip_range, cfg.dns.fake_ip_range6)
+        self._pools = _make_pools(cfg)
         self.direct_resolver = DirectResolver(broker.make_socket, start.resolvers)
         self.direct = DirectUpstream(broker.make_socket, self.direct_resolver)
         self.proxy = SshUpstream(
@@ -115,8 +143,13 @@ class Session:
         self._driver: Driver | None = None
         self._relay: Relay | None = None
         self._engine: Engine | None = None
+        self._kernel: KernelStack | None = None
         self._control: ControlServer | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._trace: PacketTrace | None = None
+        if cfg.tun.pcap is not None:
+            names = self._pools.name_of_packed
+            self._trace = PacketTrace.open(cfg.tun.pcap, cfg.tun.pcap_filter, names)
 
     async def run(self, control: socket.socket) -> None:
         """Log in, then relay until the supervisor ends it.
@@ -144,8 +177,12 @@ class Session:
         """Stop reading packets, abort all streams, leave the server."""
         if self._driver is not None:
             self._driver.stop()
+        if self._trace is not None:
+            self._trace.close()
         if self._relay is not None:
             await self._relay.close()
+        if self._kernel is not None:
+            await self._kernel.close()
         if self._keeper is not None:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -206,14 +243,24 @@ class Session:
             mtu=self._start.tun.mtu,
             offload=self._tun.offload,
             capture_dns=mode != "off",
-            direct_sources=frozenset(
-                ipaddress.ip_address(text).packed for text in self._start.direct
-            ),
+            direct_sources=_packed(self._start.direct),
+            local_sources=None if self._start.local is None else _packed(self._start.local),
             secret=secrets.token_bytes(32),
         )
-        self._engine = Engine(settings, self._rules, self._pools, nameserver)
-        self._relay = Relay(self._engine, self)
-        self._driver = Driver(self._tun, self._engine, self._relay, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        translator = _make_translator(cfg, self._listeners)
+        engine = Engine(settings, self._rules, self._pools, nameserver, translator)
+        if translator is None:
+            self._relay = Relay(engine, self)
+            self._driver = Driver(self._tun, engine, self._relay, loop, self._trace)
+        else:
+            self._kernel = KernelStack(engine, self._listeners, loop)
+            self._relay = Relay(self._kernel, self)
+            self._driver = Driver(self._tun, engine, self._kernel, loop, self._trace)
+            self._kernel.relay = self._relay
+            self._kernel.wake = self._driver.wake
+            self._kernel.start()
+        self._engine = engine
         self._relay.wake = self._driver.wake
         self._driver.start()
 
@@ -248,6 +295,32 @@ class Session:
             counters={name: count for name, count in counters.items() if count},
             rss_bytes=_rss_bytes(),
         )
+
+
+def _packed(addresses: tuple[str, ...]) -> frozenset[bytes]:
+    return frozenset(ipaddress.ip_address(text).packed for text in addresses)
+
+
+def _make_pools(cfg: config.Config) -> FakePools:
+    v4, v6 = cfg.dns.fake_ip_range, cfg.dns.fake_ip_range6
+    if cfg.tun.stack != "system":
+        return FakePools(v4, v6)
+    # The end of each range is for mappings.
+    room = min(v4.num_addresses, v6.num_addresses)
+    room -= room // 16
+    return FakePools(v4, v6, capacity=min(CAPACITY, room - RESERVED))
+
+
+def _make_translator(cfg: config.Config, listeners: list[socket.socket]) -> Translator | None:
+    if not listeners:
+        return None
+    places = {}
+    for listener in listeners:
+        address, port = listener.getsockname()[:2]
+        packed = ipaddress.ip_address(address).packed
+        places[len(packed)] = Place(packed, port)
+    nat = NatTable(nat_network(cfg.dns.fake_ip_range), nat_network(cfg.dns.fake_ip_range6))
+    return Translator(nat, places)
 
 
 def _rss_bytes() -> int:

@@ -45,10 +45,11 @@ from .terminal import Question
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from ..config import Config
     from ..linux.cgroup import Cgroup
+    from ..linux.netlink import Family
     from ..linux.privileges import Caller
 
 _log = logging.getLogger(__name__)
@@ -61,6 +62,9 @@ _LOOK_S: Final = 0.05
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
 _FORWARDED: Final = frozenset({signal.SIGTERM, signal.SIGHUP})
 """Those of them that the terminal does not send to the command anyway."""
+
+_LISTEN_QUEUE: Final = 4096
+"""Linux' own net.core.somaxconn."""
 
 _FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
 _TYPES: Final = frozenset({socket.SOCK_STREAM, socket.SOCK_DGRAM})
@@ -118,7 +122,10 @@ def supervise(
         capture = Capture(plan)
         undo.callback(_undo, capture, problems)
         capture.prepare()
-        with _listen(instance.control_path, caller) as control:
+        with (
+            _listen(instance.control_path, caller) as control,
+            _tcp_listeners(config, plan) as listeners,
+        ):
             engine = EngineProcess.start(caller, engine_argv)
             undo.callback(engine.stop)
             # Traffic goes its ordinary way before the engine ends; what is left (the bypass cgroup)
@@ -126,8 +133,10 @@ def supervise(
             undo.callback(_undo, capture, problems)
             if capture.bypass_cgroup is not None:
                 capture.bypass_cgroup.add(engine.pid)
-            start = _start(config, plan, tun, resolvers, verbosity)
+            start = _start(config, plan, tun, resolvers, verbosity, len(listeners))
             engine.link.send(start, [tun.fileno(), control.fileno()])
+            for listener in listeners:
+                engine.link.send(ipc.Listener(), [listener.fileno()])
         return undo.enter_context(_Supervision(job, caller, engine, capture, signals)).run()
 
 
@@ -152,8 +161,40 @@ def _leave(instance: Instance, earlier: CapturePlan | None, problems: list[str])
     instance.remove()
 
 
+@contextlib.contextmanager
+def _tcp_listeners(config: Config, plan: CapturePlan) -> Iterator[list[socket.socket]]:
+    """Yield what the kernel's stack meets on the TUN, where it is to terminate TCP.
+
+    Made here, and not by the engine, so that the sockets it accepts are not in the bypass cgroup;
+    bound to the device, so that their answers go nowhere else.
+    """
+    families = plan.families if config.tun.stack == "system" else ()
+    with contextlib.ExitStack() as made:
+        yield [made.enter_context(_tcp_listener(plan, family)) for family in families]
+
+
+def _tcp_listener(plan: CapturePlan, family: Family) -> socket.socket:
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    listener = socket.socket(kind, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, plan.tun.encode())
+        listener.bind((str(plan.tun_address(family)), 0))
+        listener.listen(_LISTEN_QUEUE)
+    except OSError as error:
+        listener.close()
+        raise MachineError(
+            f"cannot listen on {plan.tun} ({error.strerror}): choose --stack user"
+        ) from error
+    return listener
+
+
 def _start(
-    config: Config, plan: CapturePlan, tun: Tun, resolvers: Sequence[str], verbosity: int
+    config: Config,
+    plan: CapturePlan,
+    tun: Tun,
+    resolvers: Sequence[str],
+    verbosity: int,
+    listeners: int,
 ) -> ipc.Start:
     """Return the first message to the engine."""
     dns4 = plan.dns_address(4) if plan.names else None
@@ -167,9 +208,18 @@ def _start(
         dns4=dns4,
         dns6=dns6,
         direct=tuple(str(plan.direct_address(family)) for family in plan.families),
+        local=_local_sources(plan) if plan.gateway else None,
         resolvers=tuple(resolvers),
         verbosity=verbosity,
+        listeners=listeners,
     )
+
+
+def _local_sources(plan: CapturePlan) -> tuple[str, ...]:
+    """Return what is captured of this host: sockets that have the TUN's address."""
+    found = [plan.tun_address(family) for family in plan.families]
+    found += [plan.direct_address(family) for family in plan.families]
+    return tuple(map(str, [*found, plan.stub_asker]))
 
 
 def _listen(path: pathlib.Path, caller: Caller) -> socket.socket:

@@ -97,7 +97,7 @@ def remove_run_cgroup(path: str) -> str:
     if not group.exists:
         return ""
     moved = group.remove()
-    return f"cgroup {path}" + (f", which {moved} processes have left" if moved else "")
+    return f"cgroup {path}" + (f" (processes moved out of it: {moved})" if moved else "")
 
 
 def _revert_names(plan: CapturePlan) -> str:

@@ -90,6 +90,8 @@ def capture_options(function: Callable[..., int]) -> Callable[..., int]:
         click.option("--tun", metavar="NAME", help="Name of the TUN device."),
         click.option("--mtu", type=click.IntRange(1280, 65535), metavar="N", help="Its MTU."),
         click.option("--stack", type=click.Choice(get_args(Stack)), help="Who terminates TCP."),
+        click.option("--pcap", metavar="FILE", help="Write the captured packets to this file."),
+        click.option("--pcap-filter", metavar="HOST:PORT", help="Only this host, port or both."),
         click.option("--dns", type=click.Choice(get_args(DnsMode)), help="How names are answered."),
         click.option("--kill-switch", is_flag=True, help="No way around us, even if we die."),
         click.option("--gateway", is_flag=True, help="Capture what other hosts send through us."),

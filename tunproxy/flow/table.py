@@ -8,9 +8,11 @@ from .key import FlowKey, split
 
 if TYPE_CHECKING:
     from ..stack.tcp import Endpoint
+    from ..stack.timewait import TimeWait
     from ..stack.udp import Association
     from .events import Network
     from .key import Address
+    from .nat import Mapping
     from .rules import Decision
 
 MAX_FLOWS = 32768
@@ -18,6 +20,10 @@ MAX_FLOWS = 32768
 MAX_HALF_OPEN = 4096
 """Flows whose handshake is not complete. Beyond it the oldest makes room: in a flood of SYNs that
 is most probably one of the flood."""
+MAX_UNANSWERED = 256
+"""Those of them whose target is connected and whose initiator has not answered our SYN,ACK: an
+honest one does within its round trip, and each is a channel on the server, which gets slower with
+every one that is open."""
 MAX_TIME_WAIT = 8192
 MAX_ASSOCIATIONS = 4096
 
@@ -33,6 +39,8 @@ class Flow:
         decision: what the rules said; ``None`` for flows that the engine itself serves.
         fake: the fake address that is pinned while the flow lives.
         syn: the first packet, for an ICMP error about it; empty once the flow is accepted.
+        lead: the virtio_net_hdr of ``syn``.
+        mapping: the flow's place with the kernel's stack, which has no endpoint of ours.
         bytes_up, bytes_down: payload octets.
         timer_at: the deadline for which the flow stands in the engine's heap.
         is_ready: it stands in the queue of flows that may have something to send.
@@ -51,6 +59,8 @@ class Flow:
         "id",
         "is_ready",
         "key",
+        "lead",
+        "mapping",
         "opened_at",
         "port",
         "src",
@@ -66,11 +76,13 @@ class Flow:
         self.opened_at = now
         self.host = ""
         self.port = self.dst_port
-        self.endpoint: Endpoint | None = None
+        self.endpoint: Endpoint | TimeWait | None = None
         self.association: Association | None = None
         self.decision: Decision | None = None
         self.fake: Address | None = None
         self.syn = b""
+        self.lead = b""
+        self.mapping: Mapping | None = None
         self.bytes_up = 0
         self.bytes_down = 0
         self.timer_at: float | None = None
@@ -90,6 +102,7 @@ class FlowTable:
         self.udp: dict[FlowKey, Flow] = {}
         self.by_id: dict[int, Flow] = {}
         self._half_open: dict[int, Flow] = {}
+        self._unanswered: dict[int, Flow] = {}
         self._time_wait: dict[int, Flow] = {}
         self._last_id = 0
 
@@ -100,7 +113,7 @@ class FlowTable:
 
     def has_room(self) -> bool:
         """Whether one more TCP flow may be added."""
-        return len(self.tcp) - len(self._time_wait) < MAX_FLOWS
+        return len(self) - len(self.udp) < MAX_FLOWS
 
     def add_tcp(self, flow: Flow) -> Flow | None:
         """Add a flow in its handshake; return the oldest half-open one if there are too many."""
@@ -119,12 +132,25 @@ class FlowTable:
         self.by_id[flow.id] = flow
         return evicted
 
+    def connected(self, flow: Flow) -> Flow | None:
+        """The target of ``flow`` is reached; return the oldest unanswered one if too many are."""
+        self._unanswered[flow.id] = flow
+        if len(self._unanswered) > MAX_UNANSWERED:
+            return next(iter(self._unanswered.values()))
+        return None
+
     def established(self, flow: Flow) -> None:
         """The handshake of ``flow`` is complete."""
         self._half_open.pop(flow.id, None)
+        self._unanswered.pop(flow.id, None)
+
+    def displace(self, flow: Flow) -> None:
+        """Let another flow have the key of ``flow``, which goes on without one."""
+        del self.tcp[flow.key]
 
     def time_wait(self, flow: Flow) -> Flow | None:
         """``flow`` has entered TIME-WAIT; return the oldest such if there are too many."""
+        self.established(flow)
         self._time_wait[flow.id] = flow
         if len(self._time_wait) > MAX_TIME_WAIT:
             return next(iter(self._time_wait.values()))
@@ -133,7 +159,7 @@ class FlowTable:
     def remove(self, flow: Flow) -> None:
         """Forget ``flow``."""
         self.by_id.pop(flow.id, None)
-        self._half_open.pop(flow.id, None)
+        self.established(flow)
         self._time_wait.pop(flow.id, None)
         table = self.udp if flow.association is not None else self.tcp
         if table.get(flow.key) is flow:

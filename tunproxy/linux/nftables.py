@@ -28,8 +28,6 @@ from ..errors import MachineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MISSING: Final = "nft is not installed: install the package nftables"
-
 _ANSWER_S: Final = 30.0
 """A ruleset of a thousand networks takes nft some tenths of a second."""
 
@@ -65,8 +63,8 @@ class OwnedTable:
                 # The terminal's ^C is for us; nft ends when we do.
                 process_group=0,
             )
-        except FileNotFoundError as error:
-            raise MachineError(_MISSING) from error
+        except OSError as error:
+            raise _not_runnable(error) from error
 
     def __enter__(self) -> OwnedTable:
         return self
@@ -202,8 +200,8 @@ def _nft(*args: str, ruleset: str = "") -> subprocess.CompletedProcess[str]:
             env=_environment(),
             process_group=0,
         )
-    except FileNotFoundError as error:
-        raise MachineError(_MISSING) from error
+    except OSError as error:
+        raise _not_runnable(error) from error
     except subprocess.TimeoutExpired as error:
         raise MachineError(
             f"nft has not answered within {_ANSWER_S:.0f} s: see what holds it"
@@ -219,6 +217,12 @@ def _environment() -> dict[str, str]:
 def _one_line(body: str) -> str:
     lines = (line.partition("#")[0].strip() for line in body.splitlines())
     return " ".join(line if line.endswith(("{", ";")) else f"{line};" for line in lines if line)
+
+
+def _not_runnable(error: OSError) -> MachineError:
+    if isinstance(error, FileNotFoundError):
+        return MachineError("nft is not installed: install the package nftables")
+    return MachineError(f"nft cannot be run ({error.strerror}): install the package nftables anew")
 
 
 def _refused(message: str) -> MachineError:

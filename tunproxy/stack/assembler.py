@@ -6,8 +6,10 @@ and in pieces here, because a thousand one-octet segments would cost far more th
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from typing import TYPE_CHECKING
+
+from .rangeset import RangeSet
 
 if TYPE_CHECKING:
     from ..wire.ip import Buffer
@@ -18,11 +20,12 @@ MAX_PIECES = 1024
 class Assembler:
     """Disjoint pieces of data by (unwrapped) sequence number, in ascending order."""
 
-    __slots__ = ("_pieces", "_starts")
+    __slots__ = ("_covered", "_pieces", "_starts")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._pieces: list[bytes] = []
+        self._covered = RangeSet()
 
     def __bool__(self) -> bool:
         return bool(self._starts)
@@ -33,23 +36,16 @@ class Assembler:
         Returns:
             Whether all of it is stored: not where :data:`MAX_PIECES` are in use already.
         """
-        end = start + len(data)
-        at = bisect_left(self._starts, start)
-        if at and self._end(at - 1) > start:
-            at -= 1
-        while start < end:
-            taken_from = self._starts[at] if at < len(self._starts) else end
-            if start < taken_from:
-                stop = min(end, taken_from)
-                if len(self._starts) >= MAX_PIECES:
-                    return False
-                offset = len(data) - (end - start)
-                self._starts.insert(at, start)
-                self._pieces.insert(at, bytes(data[offset : offset + stop - start]))
-                start = stop
-            else:
-                start = max(start, self._end(at))
-            at += 1
+        at, end = start, start + len(data)
+        while (gap := self._covered.gap(at, end)) is not None:
+            if len(self._starts) >= MAX_PIECES:
+                return False
+            at, stop = gap
+            index = bisect_right(self._starts, at)
+            self._starts.insert(index, at)
+            self._pieces.insert(index, bytes(data[at - start : stop - start]))
+            self._covered.add(at, stop)
+            at = stop
         return True
 
     def take(self, rcv_nxt: int) -> list[bytes]:
@@ -68,26 +64,19 @@ class Assembler:
                 out.append(fresh)
                 rcv_nxt += len(fresh)
         del self._starts[:count], self._pieces[:count]
+        self._covered.discard_below(rcv_nxt)
         return out
 
     def ranges(self) -> list[tuple[int, int]]:
         """The (start, end) of what is stored, adjacent pieces joined, ascending."""
-        out: list[tuple[int, int]] = []
-        for start, piece in zip(self._starts, self._pieces, strict=True):
-            if out and out[-1][1] == start:
-                out[-1] = (out[-1][0], start + len(piece))
-            else:
-                out.append((start, start + len(piece)))
-        return out
+        return self._covered.ranges()
 
     def covers(self, start: int, end: int) -> bool:
         """Whether all of ``start`` to ``end`` is stored."""
-        return any(left <= start and end <= right for left, right in self.ranges())
+        return self._covered.covers(start, end)
 
     def clear(self) -> None:
         """Forget everything."""
         self._starts.clear()
         self._pieces.clear()
-
-    def _end(self, at: int) -> int:
-        return self._starts[at] + len(self._pieces[at])
+        self._covered.clear()

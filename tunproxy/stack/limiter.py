@@ -1,4 +1,4 @@
-"""A token bucket: how often we may answer what an attacker can send for free."""
+"""Token buckets: how often we may answer what an attacker can send for free."""
 
 from __future__ import annotations
 
@@ -23,3 +23,25 @@ class Limiter:
             return False
         self._tokens -= 1
         return True
+
+
+_OWN_RATE = 2.0
+"""Challenge ACKs a second of one connection (Linux' tcp_invalid_ratelimit is half a second)."""
+_OWN_BURST = 10.0
+
+
+class Challenges:
+    """How often one connection may challenge (RFC 5961 7): within a bound of its own, so that a
+    noisy one does not silence the others, and within the one that it shares with them."""
+
+    __slots__ = ("_own", "_shared")
+
+    def __init__(self, shared: Limiter) -> None:
+        self._shared = shared
+        self._own: Limiter | None = None
+
+    def allow(self, now: float) -> bool:
+        """Whether one more may be sent at ``now`` (seconds)."""
+        if self._own is None:
+            self._own = Limiter(_OWN_RATE, _OWN_BURST)
+        return self._own.allow(now) and self._shared.allow(now)

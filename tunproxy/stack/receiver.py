@@ -5,8 +5,8 @@ Read RFC 9293 3.10.7.4, RFC 2018 and RFC 7323 before editing.
 In-order data is handed through as views of the packet it came in; only what is out of order is
 copied. We buffer no in-order data: the window that we advertise is the whole back-pressure.
 ``rcv_wnd = limit - backlog``, where ``backlog`` is what the upstream has taken and not sent yet.
-The limit begins small and doubles while the peer fills it, so that a thousand idle connections
-have not been promised a gigabyte.
+The limit begins small and doubles while the peer fills it and the upstream empties it, so that
+neither a thousand idle connections nor a stalled upload have been promised much.
 
 The right edge that we honour never moves back (RFC 9293 3.8.6). The field in the segment is rounded
 down to the scale, and so can name one that is up to 127 octets behind it (RFC 7323 2.4): rounding
@@ -33,8 +33,8 @@ class Receiver:
     """Reassembly, windows and SACK blocks; sequence numbers are unwrapped."""
 
     __slots__ = (
-        "_consumed",
         "_dsack",
+        "_grown_at",
         "_latest",
         "assembler",
         "backlog",
@@ -61,7 +61,7 @@ class Receiver:
         self.discarded = 0
         """Segments in the window that were not kept, for want of room in the assembler."""
         self.assembler = Assembler()
-        self._consumed = 0
+        self._grown_at = self.rcv_nxt
         self._latest = 0
         self._dsack: tuple[int, int] | None = None
 
@@ -117,7 +117,8 @@ class Receiver:
         out = [data]
         if self.assembler:
             out += self._drain()
-        self._grow(self.rcv_nxt - seq)
+        if self.limit < self.max_limit:
+            self._grow()
         return out
 
     def _store(self, seq: int, data: Buffer, end: int) -> None:
@@ -134,12 +135,11 @@ class Receiver:
             self.rcv_nxt += len(piece)
         return pieces
 
-    def _grow(self, consumed: int) -> None:
-        if self.limit < self.max_limit:
-            self._consumed += consumed
-            if self._consumed >= self.limit:
-                self._consumed = 0
-                self.limit = min(self.limit * 2, self.max_limit)
+    def _grow(self) -> None:
+        drained = self.rcv_nxt - self.backlog
+        if drained - self._grown_at >= self.limit:
+            self._grown_at = drained
+            self.limit = min(self.limit * 2, self.max_limit)
 
     def fin_reached(self) -> bool:
         """Whether everything before the peer's FIN has arrived, or even what it sent behind it."""

@@ -7,7 +7,8 @@ then the FIN. Whether a timer is due is decided by :attr:`Sender.timer_at` alone
 persist timer exclude each other, so there is one, and ``probing`` says which it is.
 
 The path to a local application is a memory copy without queues that could collapse, so nothing
-limits what is in flight there but the peer's window.
+limits what is in flight there but the peer's window. For every other path there is
+:class:`~.remote.RemoteSender`.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ class Sender:
         fin_seq: where our FIN is in the sequence space, once it has been sent.
         max_wnd: the largest window that the peer has offered, in octets.
         timer_at: when the retransmission or persist timer expires, in seconds; ``None``: not armed.
+            The owner asks :meth:`poll_at`.
         probing: it is the persist timer.
         failed: the peer has not answered for so long that it is given up.
     """
 
     __slots__ = (
         "_dup_acks",
+        "_first",
         "_high_rxt",
         "_lost_edge",
         "_probe_due",
@@ -79,6 +82,7 @@ class Sender:
     )
 
     def __init__(self, iss: int, *, mss: int, max_payload: int, shift: int, sack: bool) -> None:
+        self._first = iss + 1
         self.snd_una = iss
         self.snd_nxt = iss
         self.snd_wnd = 0
@@ -105,6 +109,11 @@ class Sender:
         self._probe_due = False
         self._timed: tuple[int, float] | None = None
 
+    @property
+    def backlog(self) -> int:
+        """Octets that count against what the upstream may send: all that are kept."""
+        return len(self.queue)
+
     # --- the SYN,ACK, which the endpoint sends itself -------------------------------------------
 
     def syn_sent(self, now: float) -> None:
@@ -114,6 +123,7 @@ class Sender:
             self._timed = (self.snd_nxt, now)
         else:
             self._timed = None  # Karn's rule
+        self._probe_due = False
         self.timer_at = now + self.rtt.rto
 
     # --- acknowledgments ------------------------------------------------------------------------
@@ -133,18 +143,23 @@ class Sender:
         self.timer_at = None
         self.rtt.backoff = 0
         if self._outstanding():
-            self._enter_recovery(self.snd_nxt)  # the probe, which had not been taken
+            self._lose_all()  # the probe, which had not been taken
+
+    def _lose_all(self) -> None:
+        """All that is outstanding is to be sent again."""
+        self._enter_recovery(self.snd_nxt)
 
     def acknowledge(self, ack: int, now: float, echoed_rtt: float | None) -> None:
         """Take an ACK of something new: ``snd_una < ack <= snd_nxt``.
 
         ``echoed_rtt``: seconds since the echoed timestamp (RFC 7323 4), or ``None``.
         """
+        timed = self._timed
         if echoed_rtt is not None:
             self.rtt.sample(echoed_rtt)
-        elif self._timed is not None and ack >= self._timed[0]:
-            self.rtt.sample(now - self._timed[1])
-        if self._timed is not None and ack >= self._timed[0]:
+        elif timed is not None and ack >= timed[0]:
+            self.rtt.sample(now - timed[1])
+        if timed is not None and ack >= timed[0]:
             self._timed = None
         self.rtt.backoff = 0
         self.retransmits = 0
@@ -162,18 +177,18 @@ class Sender:
         self._find_losses()
         self._rearm(now)
 
-    def duplicate(self) -> None:
+    def duplicate(self, now: float) -> None:
         """Take a duplicate ACK (RFC 5681 2; with SACK RFC 6675 2) while data is outstanding."""
         self._dup_acks += 1
         self._find_losses()
 
-    def take_sack(self, blocks: list[tuple[int, int]]) -> bool:
+    def take_sack(self, blocks: list[tuple[int, int]], now: float) -> bool:
         """Take SACK blocks in unwrapped numbers; return whether they say something new."""
         news = False
         for left, right in blocks:
             # D-SACK blocks lie below SND.UNA; anything above SND.NXT is a lie.
-            if self.snd_una < left < right <= self.snd_nxt:
-                news |= self.scoreboard.add(left, right)
+            if self.snd_una < left < right <= self.snd_nxt and self.scoreboard.add(left, right):
+                news = True
         return news
 
     def _find_losses(self) -> None:
@@ -193,7 +208,25 @@ class Sender:
         self._lost_edge = min(lost_edge, self.snd_nxt)
         self._timed = None  # Karn's rule (RFC 6298 3): retransmitted segments give no samples
 
+    # --- the path -------------------------------------------------------------------------------
+
+    def limit_mss(self, mss: int, max_payload: int) -> None:
+        """Only segments of up to ``mss`` octets pass; what was longer is lost (RFC 1191 6.4)."""
+        is_less = mss < self.mss
+        self.mss = mss
+        self.max_payload = max_payload
+        if is_less and self._outstanding():
+            self._lose_all()
+
     # --- timers ---------------------------------------------------------------------------------
+
+    def poll_at(self) -> float | None:
+        """When :meth:`on_timeout` is to be called next."""
+        return self.timer_at
+
+    def stop(self) -> None:
+        """The connection is closed: no timer is armed any more."""
+        self.timer_at = None
 
     def on_timeout(self, now: float) -> None:
         """The timer has expired: what is outstanding is lost, or a held-back window needs a probe.
@@ -201,17 +234,20 @@ class Sender:
         A peer that answers probes is alive, however long its window stays closed (RFC 9293
         3.8.6.1): see :meth:`heard`.
         """
-        self.timer_at = None
-        self.retransmits += 1
-        if self.retransmits > MAX_RETRANSMITS:
-            self.failed = True
-            return
-        self.rtt.backoff += 1
-        self._probe_due = not self.snd_wnd or not self._outstanding()
-        if self._outstanding():
+        if self._count_timeout() and self._outstanding():
             self.scoreboard.clear()
             self._dup_acks = 0
-            self._enter_recovery(self.snd_nxt)
+            self._lose_all()
+
+    def _count_timeout(self) -> bool:
+        """Back off; return whether there is still hope."""
+        self.timer_at = None
+        self.retransmits += 1
+        self.failed = self.retransmits > MAX_RETRANSMITS
+        if not self.failed:
+            self.rtt.backoff += 1
+            self._probe_due = not self.snd_wnd or not self._outstanding()
+        return not self.failed
 
     def heard(self) -> None:
         """The peer has answered something, progress or not."""
@@ -235,13 +271,16 @@ class Sender:
     @property
     def ack_seq(self) -> int:
         """The number of a segment without text: SND.NXT, unless that is outside the peer's window
-        (behind a probe, or the window has shrunk), where the segment would be dropped."""
-        return min(self.snd_nxt, self.snd_una + self.snd_wnd)
+        (behind a probe, or the window has shrunk), where the segment would be dropped. The window
+        begins behind the SYN (RFC 9293 3.10.7.4: it is acknowledged, whatever the window)."""
+        if self.snd_nxt - self.snd_una <= self.snd_wnd:
+            return self.snd_nxt
+        return min(self.snd_nxt, max(self.snd_una, self._first) + self.snd_wnd)
 
     def next(self, now: float) -> Span | None:
         """What to send next, counted as sent; ``None``: nothing, until an ACK or the timer."""
         idle = not self._outstanding()
-        span = self._next_lost() or self._next_new(now)
+        span = self._next_lost() or self._next_new(now, self.max_payload)
         if span is None:
             return None
         if idle or self.timer_at is None or self._probe_due:
@@ -269,7 +308,7 @@ class Sender:
         self._high_rxt = seq + length + fin
         return Span(seq, length, fin)
 
-    def _next_new(self, now: float) -> Span | None:
+    def _next_new(self, now: float, limit: int) -> Span | None:
         seq = self.snd_nxt
         available = self.queue.end - seq
         if self.fin_seq is not None or not (available or self.fin_queued):
@@ -277,7 +316,7 @@ class Sender:
         usable = self.snd_una + self.snd_wnd - seq
         if self._probe_due:
             usable = max(usable, 1)
-        length = self._worth_sending(min(available, usable, self.max_payload), available)
+        length = self._worth_sending(min(available, usable, limit), available)
         fin = self.fin_queued and length == available and length < usable
         if not length and not fin:
             self._hold_back(now, usable)

@@ -50,3 +50,18 @@ MAY_SEND = (S.ESTABLISHED, S.CLOSE_WAIT, S.SYN_RECEIVED)
 """Our FIN has not been sent."""
 FIN_SENT = (S.FIN_WAIT_1, S.CLOSING, S.LAST_ACK)
 """Our FIN has been sent and is not acknowledged."""
+
+
+class Signal(enum.IntFlag):
+    """What happened to a connection besides data."""
+
+    OPENED = enum.auto()
+    """The three-way handshake is complete."""
+    EOF = enum.auto()
+    """The peer has sent its FIN; all data before it has been handed out."""
+    RESET = enum.auto()
+    """The connection is gone without an orderly end: by the peer, or because it does not answer."""
+    ROOM = enum.auto()
+    """The send queue was above its high mark and has fallen to its low one."""
+    CLOSED = enum.auto()
+    """CLOSED after an orderly end, or TIME-WAIT: nothing more is sent or received."""

@@ -23,169 +23,55 @@ Downlink
     the kernel cuts (see ``sender`` and ``wire.offload``). ROOM tells when the queue has drained.
 
 Timers
-    Retransmission or persist (``sender.timer_at``), delayed ACK, and the end of TIME-WAIT. There is
-    no keepalive of ours yet; keepalives of the peer are unacceptable segments, and are answered.
+    Those of the sender (``sender.poll_at``), delayed ACK, and what ``liveness`` has: keepalive, the
+    end of an orphan and of a path MTU. Keepalives of the peer are unacceptable segments, and are
+    answered.
+
+Elsewhere
+    ``path`` has the sizes of segments, ``remote`` the sender for peers that are not this host, and
+    ``timewait`` what is left of a connection at its end.
 """
 
 from __future__ import annotations
 
-import enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..wire import seq as seqno
-from ..wire.tcp import ACK, FIN, PSH, RST, SYN, Segment, reset_for
-from .receiver import MAX_LIMIT, WINDOW_SHIFT, Receiver
-from .sender import Sender, Span
-from .states import FIN_SENT, MAY_RECEIVE, MAY_SEND, TRANSITIONS, State
+from ..wire.tcp import ACK, FIN, PSH, RST, SYN
+from .connection import SYN_ACK_RETRIES, Connection
+from .path import MIN_MSS, Path
+from .states import FIN_SENT, MAY_RECEIVE, MAY_SEND, Signal, State
 from .timers import LOST_SYN_RTO_S
+from .timewait import TIME_WAIT_S, TimeWait, next_iss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..wire.ip import Buffer
-    from .limiter import Limiter
+    from ..wire.tcp import Segment
 
-DEFAULT_MSS = 536
-"""What a peer takes that offers no MSS (RFC 9293 3.7.1)."""
-MIN_MSS = 88
-"""Linux' lower bound: an offer of less is an attempt to make us send headers only."""
-TIME_WAIT_S = 60.0
-"""Two maximum segment lifetimes, as Linux counts them (RFC 9293 3.4.2 leaves the choice)."""
+__all__ = [
+    "DELAYED_ACK_S",
+    "MIN_MSS",
+    "SEND_QUEUE_HIGH",
+    "SEND_QUEUE_LOW",
+    "SYN_ACK_RETRIES",
+    "TIME_WAIT_S",
+    "Endpoint",
+    "Path",
+    "Signal",
+]
+
 DELAYED_ACK_S = 0.04
 """RFC 1122 4.2.3.2 allows 0.5 seconds; Linux begins with 40 ms."""
 SEND_QUEUE_HIGH = 512 << 10
 """Octets queued towards the application from which on the upstream is to pause."""
 SEND_QUEUE_LOW = 128 << 10
 """Octets below which it is to go on."""
-SYN_ACK_RETRIES = 5
-
-_TIMESTAMPS_LEN = 12
-_PAWS_IDLE_S = 24 * 86400.0
-"""RFC 7323 5.5: a timestamp of a connection idle for longer says nothing."""
 
 
-class Signal(enum.IntFlag):
-    """What happened to a connection besides data."""
-
-    OPENED = enum.auto()
-    """The three-way handshake is complete."""
-    EOF = enum.auto()
-    """The peer has sent its FIN; all data before it has been handed out."""
-    RESET = enum.auto()
-    """The connection is gone without an orderly end: by the peer, or because it does not answer."""
-    ROOM = enum.auto()
-    """The send queue was above its high mark and has fallen to :data:`SEND_QUEUE_LOW`."""
-    CLOSED = enum.auto()
-    """CLOSED after an orderly end, or TIME-WAIT: nothing more is sent or received."""
-
-
-class Path(NamedTuple):
-    """What an endpoint must know of the way to its peer.
-
-    Attributes:
-        mss: payload octets of a segment that fits the MTU, without options.
-        offload: packets of up to 64 KiB may be sent.
-    """
-
-    mss: int
-    offload: bool
-
-
-class Endpoint:
+class Endpoint(Connection):
     """Our end of one connection; see the module's text."""
 
-    __slots__ = (
-        "_ack_at",
-        "_ack_now",
-        "_challenges",
-        "_close_at",
-        "_full",
-        "_last_ack_sent",
-        "_peer_port",
-        "_port",
-        "_rst_due",
-        "_stray",
-        "_syn",
-        "_synack_due",
-        "_ts_offset",
-        "_ts_recent",
-        "_ts_recent_at",
-        "_unacked",
-        "path",
-        "receiver",
-        "sender",
-        "signals",
-        "state",
-        "timestamps",
-    )
-
-    def __init__(
-        self,
-        syn: Segment,
-        *,
-        iss: int,
-        ts_offset: int,
-        path: Path,
-        challenges: Limiter,
-        now: float,
-        max_window: int = MAX_LIMIT,
-    ) -> None:
-        """Take the first segment of a connection, a SYN without ACK; nothing is sent yet.
-
-        Args:
-            syn: what the initiator sent.
-            iss, ts_offset: from :class:`IsnGenerator`.
-            path: see :class:`Path`.
-            challenges: shared by all endpoints; how often a segment that is not acceptable may be
-                answered (RFC 5961 7).
-            now: seconds.
-            max_window: octets, the most that will ever be advertised.
-        """
-        self.state = State.LISTEN
-        self.signals = 0
-        """A set of :class:`Signal`; a plain zero is the cheapest to test."""
-        self.path = path
-        self._syn = syn
-        self._port = syn.dst_port
-        self._peer_port = syn.src_port
-        self._challenges = challenges
-        self.timestamps = syn.timestamps is not None
-        self._ts_offset = ts_offset
-        self._ts_recent = syn.timestamps[0] if syn.timestamps else 0
-        self._ts_recent_at = now
-        self.receiver = Receiver(
-            syn.seq, shift=WINDOW_SHIFT if syn.wscale is not None else 0, max_limit=max_window
-        )
-        self.sender = self._make_sender(syn, iss)
-        self.sender.update_window(syn.seq, iss, syn.window)
-        self._last_ack_sent = self.receiver.rcv_nxt
-        self._synack_due = False
-        self._rst_due = False
-        self._stray: Segment | None = None
-        self._ack_now = False
-        self._ack_at: float | None = None
-        self._close_at: float | None = None
-        self._unacked = 0
-        self._full = False
-
-    def _make_sender(self, syn: Segment, iss: int) -> Sender:
-        offered = max(syn.mss if syn.mss is not None else DEFAULT_MSS, MIN_MSS)
-        mss = min(offered, self.path.mss)
-        if self.timestamps:
-            mss -= _TIMESTAMPS_LEN
-        return Sender(
-            iss,
-            mss=mss,
-            max_payload=self._max_payload(mss),
-            shift=syn.wscale or 0,
-            sack=syn.sack_permitted,
-        )
-
-    def _max_payload(self, mss: int) -> int:
-        if not self.path.offload:
-            return mss
-        headers = 40 + 20 + 40  # IPv6, TCP, the most options
-        return max(mss, (0xFFFF - headers) // mss * mss)
+    __slots__ = ()
 
     # --- the upstream's verbs -------------------------------------------------------------------
 
@@ -202,9 +88,9 @@ class Endpoint:
             Whether the queue is below its high mark; if not, ROOM will be signalled.
         """
         if self.state in MAY_SEND and not self.sender.fin_queued:
-            queue = self.sender.queue
-            queue.append(data)
-            if len(queue) > SEND_QUEUE_HIGH:
+            sender = self.sender
+            sender.queue.append(data)
+            if sender.backlog > SEND_QUEUE_HIGH:
                 self._full = True
         return not self._full
 
@@ -232,6 +118,44 @@ class Endpoint:
             return
         self._rst_due = True
 
+    def orphan(self, now: float) -> None:
+        """The target is gone for good: a peer that neither ends its half nor takes what is queued
+        is reset in the end (``liveness.ORPHAN_S``)."""
+        if self.state not in (State.CLOSED, State.TIME_WAIT):
+            self._alive().orphan(now, self.sender.snd_una)
+
+    # --- the path -------------------------------------------------------------------------------
+
+    def is_outstanding(self, seq: int) -> bool:
+        """Whether the 32-bit ``seq`` is that of a segment on its way. What an ICMP error quotes
+        must be, or it is a forgery (RFC 5927 4.1)."""
+        sender = self.sender
+        return sender.snd_una <= seqno.unwrap(seq, sender.snd_una) < sender.snd_nxt
+
+    def path_mtu(self, mtu: int, now: float) -> bool:
+        """A router has dropped a segment of ours because only packets of ``mtu`` octets pass.
+
+        What is sent from now on fits, what was too long is sent again; after ten minutes it is
+        tried anew. The caller has asked :meth:`is_outstanding`. Zero, of an old router, says
+        nothing here.
+
+        Returns:
+            Whether that is less than what was sent.
+        """
+        if self.state in (State.LISTEN, State.CLOSED, State.TIME_WAIT) or not mtu:
+            return False
+        mss = self._mss_within(self.path.mss_of(mtu))
+        if mss >= self.sender.mss:
+            return False
+        self.sender.limit_mss(mss, self.path.max_payload(mss))
+        self._alive().path_changed(now)
+        return True
+
+    @property
+    def time_wait(self) -> TimeWait | None:
+        """In TIME-WAIT, all that is needed any more: it may take this endpoint's place."""
+        return self._time_wait
+
     # --- segments in ----------------------------------------------------------------------------
 
     def process(self, segment: Segment, now: float) -> list[Buffer]:
@@ -241,10 +165,9 @@ class Endpoint:
             The data that is in order thereby: views of the segment's packet, valid until the packet
             is overwritten.
         """
-        if self.state is State.LISTEN:
-            self._process_in_listen(segment, now)
-            return []
-        if self.state is State.CLOSED or self._rst_due:
+        if (
+            self.state is not State.ESTABLISHED and self._process_elsewhere(segment, now)
+        ) or self._rst_due:
             return []
         receiver = self.receiver
         seq = seqno.unwrap(segment.seq, receiver.rcv_nxt)
@@ -256,14 +179,25 @@ class Endpoint:
             return []
         if not flags & ACK:
             return []
+        if self._liveness is not None:
+            self._liveness.heard(now)
         if not self._process_ack(segment, seq, now):
             return []
         # Only here: somebody who guesses a number in the window must not set the clock for PAWS.
-        if segment.timestamps and seq <= self._last_ack_sent:
-            self._take_timestamp(segment.timestamps[0], now)
+        if segment.timestamps and seq <= self._last_ack_sent and self.timestamps:
+            self.timestamps.take(segment.timestamps[0], now)
         if (segment.length or flags & FIN) and self.state in MAY_RECEIVE:
             return self._process_text(segment, seq, now)
         return []
+
+    def _process_elsewhere(self, segment: Segment, now: float) -> bool:
+        """Take the segments of the states at both ends; return whether it was one."""
+        if self.state is State.LISTEN:
+            self._process_in_listen(segment, now)
+        elif self._time_wait is not None:
+            self._time_wait.process(segment, now)
+            self._follow_time_wait()
+        return self.state in (State.LISTEN, State.TIME_WAIT, State.CLOSED)
 
     def _process_in_listen(self, segment: Segment, now: float) -> None:
         """RFC 9293 3.10.7.2, but the SYN is known and unanswered."""
@@ -279,30 +213,27 @@ class Endpoint:
     def _process_same_syn(self, segment: Segment, now: float) -> None:
         """The SYN again: its timestamp is the one to echo, so that nobody takes the time until the
         SYN,ACK for a round trip (RFC 7323 4.3)."""
-        if segment.timestamps and segment.seq == self._syn.seq:
-            self._take_timestamp(segment.timestamps[0], now)
-
-    def _take_timestamp(self, tsval: int, now: float) -> None:
-        self._ts_recent = tsval
-        self._ts_recent_at = now
+        if segment.timestamps and segment.seq == self._syn.seq and self.timestamps:
+            self.timestamps.take(segment.timestamps[0], now)
 
     def is_new_incarnation(self, segment: Segment) -> bool:
         """Whether ``segment`` is a SYN that begins a new connection on the same addresses.
 
-        In LISTEN it replaces an initiator that has forgotten its first attempt. In TIME-WAIT it
-        must be newer than all that was received (RFC 6191 2).
+        In LISTEN it replaces an initiator that has forgotten its first attempt; in TIME-WAIT see
+        there.
         """
-        if segment.flags & (SYN | ACK | RST) != SYN:
-            return False
-        if self.state is State.LISTEN:
-            return segment.seq != self._syn.seq
-        if self.state is not State.TIME_WAIT:
-            return False
-        if segment.timestamps and not self.timestamps:
-            return True
-        if segment.timestamps and segment.timestamps[0] != self._ts_recent:
-            return seqno.timestamp_before(self._ts_recent, segment.timestamps[0])
-        return seqno.unwrap(segment.seq, self.receiver.rcv_nxt) >= self.receiver.rcv_nxt
+        if self._time_wait is not None:
+            return self._time_wait.is_new_incarnation(segment)
+        return (
+            self.state is State.LISTEN
+            and segment.flags & (SYN | ACK | RST) == SYN
+            and segment.seq != self._syn.seq
+        )
+
+    def reincarnation_iss(self, generated: int) -> int:
+        """The initial sequence number for a new incarnation: ``generated`` if it is above all that
+        were used here."""
+        return next_iss(seqno.wrap(self.sender.snd_nxt), generated)
 
     def _is_acceptable(self, segment: Segment, seq: int, now: float) -> bool:
         """Sequence number (RFC 9293 3.10.7.4 first) and timestamp (RFC 7323 5.3 R1)."""
@@ -311,9 +242,11 @@ class Endpoint:
         acceptable = (seq == receiver.rcv_nxt and seq + segment.length <= receiver.rcv_adv) or (
             receiver.acceptable(seq, segment.seg_len)
         )
-        if self.timestamps and segment.timestamps and self._is_old_duplicate(segment, now):
+        if segment.flags & RST:
+            return acceptable
+        if self.timestamps and self.timestamps.is_old_duplicate(segment, now):
             acceptable = False
-        if not acceptable and not segment.flags & RST:
+        if not acceptable:
             self._answer_unacceptable(segment, seq, now)
         return acceptable
 
@@ -321,9 +254,6 @@ class Endpoint:
         receiver = self.receiver
         if segment.flags & SYN:
             self._process_rst_or_syn(segment, seq, now)
-        elif self.state is State.TIME_WAIT and segment.flags & FIN:
-            self._close_at = now + TIME_WAIT_S
-            self._ack_now = True
         elif segment.length or segment.flags & FIN:
             # A retransmission, whose ACK was lost: the peer waits for it.
             self._ack_now = True
@@ -332,14 +262,6 @@ class Endpoint:
                 receiver.receive(seq, segment.payload[0] if segment.length else b"", False)
         else:
             self._challenge(now)
-
-    def _is_old_duplicate(self, segment: Segment, now: float) -> bool:
-        assert segment.timestamps is not None
-        return (
-            not segment.flags & RST
-            and seqno.timestamp_before(segment.timestamps[0], self._ts_recent)
-            and now - self._ts_recent_at < _PAWS_IDLE_S
-        )
 
     def _process_rst_or_syn(self, segment: Segment, seq: int, now: float) -> None:
         """RFC 5961 3.2 and 4.2: only a reset with the very next number is believed.
@@ -367,6 +289,8 @@ class Endpoint:
                 return False
             self._set_state(State.ESTABLISHED)
             self.signals |= Signal.OPENED
+            if self._liveness is not None:
+                self._liveness.opened(now)
             if sender.retransmits:
                 sender.rtt.initial_s = LOST_SYN_RTO_S
         if ack > sender.snd_nxt or ack < sender.snd_una - sender.max_wnd:
@@ -376,31 +300,26 @@ class Endpoint:
         sender.heard()
         sender.update_window(seq, ack, segment.window << sender.shift)
         if sender.sack_permitted:
-            is_duplicate = bool(segment.sack) and self._take_sack(segment)
+            is_duplicate = bool(segment.sack) and self._take_sack(segment, now)
         else:
             is_duplicate = not segment.seg_len and sender.snd_wnd == old_wnd
         if ack > sender.snd_una:
-            sender.acknowledge(ack, now, self._echoed_rtt(segment, now))
+            echoed = self.timestamps.echoed_rtt(segment, now) if self.timestamps else None
+            sender.acknowledge(ack, now, echoed)
             self._after_ack(now)
         elif is_duplicate and ack == sender.snd_una < sender.snd_nxt:
-            sender.duplicate()
+            sender.duplicate(now)
         return True
 
-    def _take_sack(self, segment: Segment) -> bool:
+    def _take_sack(self, segment: Segment, now: float) -> bool:
         near = self.sender.snd_una
         return self.sender.take_sack(
-            [(seqno.unwrap(a, near), seqno.unwrap(b, near)) for a, b in segment.sack]
+            [(seqno.unwrap(a, near), seqno.unwrap(b, near)) for a, b in segment.sack], now
         )
-
-    def _echoed_rtt(self, segment: Segment, now: float) -> float | None:
-        if not self.timestamps or segment.timestamps is None or not segment.timestamps[1]:
-            return None
-        elapsed = (self._tsval(now) - segment.timestamps[1]) & seqno.MASK
-        return elapsed / 1000 if elapsed < 1 << 20 else None
 
     def _after_ack(self, now: float) -> None:
         sender = self.sender
-        if self._full and len(sender.queue) <= SEND_QUEUE_LOW:
+        if self._full and sender.backlog <= SEND_QUEUE_LOW:
             self._full = False
             self.signals |= Signal.ROOM
         if self.state in FIN_SENT and sender.fin_seq is not None:
@@ -448,163 +367,3 @@ class Endpoint:
             self._ack_now = True
         elif self._ack_at is None:
             self._ack_at = now + DELAYED_ACK_S
-
-    # --- segments out ---------------------------------------------------------------------------
-
-    def dispatch(self, now: float) -> Segment | None:
-        """The next segment to send, counted as sent; ``None``: nothing for the moment."""
-        if self._stray is not None:
-            # It acknowledges what was never sent: a reset for it, while the connection goes on.
-            rst, self._stray = reset_for(self._stray), None
-            return rst
-        if self._rst_due:
-            return self._make_rst()
-        if self.state in (State.LISTEN, State.CLOSED):
-            return None
-        if self.state is State.SYN_RECEIVED:
-            return self._dispatch_in_syn_received(now)
-        if self._ack_now and self.receiver.wants_sack and self.sender.sack_permitted:
-            # Beside data the blocks would make the segment longer than the path takes.
-            return self._make_ack(now)
-        span = self.sender.next(now) if self.state is not State.TIME_WAIT else None
-        if span is not None:
-            return self._make_data(span, now)
-        return self._make_ack(now) if self._ack_now else None
-
-    def _dispatch_in_syn_received(self, now: float) -> Segment | None:
-        if self._synack_due:
-            return self._make_synack(now)
-        return self._make_ack(now) if self._ack_now else None
-
-    def _make_ack(self, now: float) -> Segment:
-        return self._segment(self.sender.ack_seq, ACK, now)
-
-    def _make_rst(self) -> Segment:
-        """RFC 9293 3.10.7: numbers that the peer believes."""
-        self._rst_due = False
-        rst = Segment(
-            self._port,
-            self._peer_port,
-            seqno.wrap(self.sender.ack_seq),
-            seqno.wrap(self.receiver.rcv_nxt),
-            RST | ACK,
-            0,
-        )
-        self._close()
-        return rst
-
-    def _make_synack(self, now: float) -> Segment:
-        self._synack_due = False
-        self.sender.syn_sent(now)
-        syn = self._syn
-        segment = self._segment(self.sender.snd_una, SYN | ACK, now)
-        segment.mss = self.path.mss
-        segment.wscale = self.receiver.shift if syn.wscale is not None else None
-        segment.sack_permitted = syn.sack_permitted
-        return segment
-
-    def _make_data(self, span: Span, now: float) -> Segment:
-        sender = self.sender
-        flags = ACK
-        payload = sender.queue.peek(span.seq, span.length) if span.length else []
-        if span.fin:
-            flags |= FIN
-            if self.state is State.ESTABLISHED:
-                self._set_state(State.FIN_WAIT_1)
-            elif self.state is State.CLOSE_WAIT:
-                self._set_state(State.LAST_ACK)
-        if span.length and span.seq + span.length == sender.queue.end:
-            flags |= PSH
-        return self._segment(span.seq, flags, now, payload, span.length)
-
-    def _segment(
-        self,
-        seq: int,
-        flags: int,
-        now: float,
-        payload: Sequence[Buffer] = (),
-        length: int = 0,
-    ) -> Segment:
-        """A segment with the present acknowledgment, window and options."""
-        receiver = self.receiver
-        self._ack_now = False
-        self._ack_at = None
-        self._unacked = 0
-        self._last_ack_sent = receiver.rcv_nxt
-        segment = Segment(
-            self._port,
-            self._peer_port,
-            seqno.wrap(seq),
-            seqno.wrap(receiver.rcv_nxt),
-            flags,
-            receiver.advertise(scaled=not flags & SYN),
-            payload,
-            length,
-        )
-        if self.timestamps:
-            segment.timestamps = (self._tsval(now), self._ts_recent)
-        if receiver.wants_sack and not length:
-            blocks = receiver.sack_blocks(3 if self.timestamps else 4)
-            if self.sender.sack_permitted:
-                segment.sack = [(seqno.wrap(a), seqno.wrap(b)) for a, b in blocks]
-        return segment
-
-    def _tsval(self, now: float) -> int:
-        return (int(now * 1000) + self._ts_offset) & seqno.MASK
-
-    # --- clock ----------------------------------------------------------------------------------
-
-    def poll_at(self) -> float | None:
-        """When :meth:`handle_timeout` is to be called next, in seconds; ``None``: not at all."""
-        at = self.sender.timer_at
-        for other in (self._ack_at, self._close_at):
-            if other is not None and (at is None or other < at):
-                at = other
-        return at
-
-    def handle_timeout(self, now: float) -> None:
-        """Let every timer that is due do its work; call :meth:`dispatch` afterwards."""
-        if self._ack_at is not None and self._ack_at <= now:
-            self._ack_at = None
-            self._ack_now = True
-        if self._close_at is not None and self._close_at <= now:
-            self._close()
-        sender = self.sender
-        if sender.timer_at is not None and sender.timer_at <= now:
-            sender.on_timeout(now)
-            if self.state is State.SYN_RECEIVED:
-                self._synack_due = True
-                sender.failed = sender.retransmits > SYN_ACK_RETRIES
-            if sender.failed:
-                self._reset_by_peer()
-
-    # --- states ---------------------------------------------------------------------------------
-
-    def _set_state(self, state: State) -> None:
-        assert state in TRANSITIONS[self.state], f"{self.state} to {state}"
-        self.state = state
-
-    def _enter_time_wait(self, now: float) -> None:
-        self._set_state(State.TIME_WAIT)
-        self.sender.timer_at = None
-        self._close_at = now + TIME_WAIT_S
-        self.signals |= Signal.CLOSED
-
-    def _reset_by_peer(self) -> None:
-        if self.state is not State.TIME_WAIT:  # which has ended well already
-            self.signals |= Signal.RESET
-        self._close()
-
-    def _close(self) -> None:
-        if self.state is not State.CLOSED:
-            self._set_state(State.CLOSED)
-        self.sender.timer_at = None
-        self._ack_at = None
-        self._close_at = None
-        self._ack_now = False
-        self._synack_due = False
-        self._rst_due = False
-
-    def _challenge(self, now: float) -> None:
-        if self._challenges.allow(now):
-            self._ack_now = True

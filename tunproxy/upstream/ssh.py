@@ -25,6 +25,7 @@ import asyncssh
 
 from ..errors import OpenFailed, Refusal, ServerError
 from .drain import DrainWatch
+from .gate import Gates
 from .ssh_errors import LoginRefused, open_failed
 from .ssh_login import LoggedIn, Login
 from .ssh_stream import SshStream
@@ -100,6 +101,7 @@ class SshUpstream:
         self._random = random
         self._loop = asyncio.get_running_loop()
         self._watch = DrainWatch(self._loop)
+        self._gates = Gates(self._loop)
         self._login = Login(server, make_socket=make_socket, ask=ask, resolve=resolve)
         self._link: LoggedIn | None = None
         self._up = asyncio.Event()
@@ -176,7 +178,8 @@ class SshUpstream:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 while True:
                     link = await self._link_up()
-                    stream = await self._open_on(link, host, port, source, handler)
+                    async with self._gates.passage((host, port)):
+                        stream = await self._open_on(link, host, port, source, handler)
                     if stream is not None:
                         return stream
         except TimeoutError:

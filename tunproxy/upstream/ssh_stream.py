@@ -137,6 +137,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         self._eof_sent = False
         self._eof_received = False
         self._ended = False
+        self._is_released = False
         self._channel = _Channel(self, connection, self._loop)
 
     async def open(self, host: str, port: int, source: tuple[str, int]) -> None:
@@ -147,10 +148,11 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         """
         try:
             await self._channel.connect(lambda: self, host, port, *source)
-        except BaseException:
+        except BaseException as error:
             self._ended = True
             self._channel.abandon()
-            self._on_end()
+            if not isinstance(error, asyncio.CancelledError):
+                self.released()
             raise
 
     # Stream
@@ -226,8 +228,15 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._on_end()
+        self.released()
         self._end(reset=not (self._eof_sent and self._eof_received))
+
+    def released(self) -> None:
+        """The server has forgotten the channel. One that was given up while it was being opened
+        occupies the server until the target has answered, and counts as long."""
+        if not self._is_released:
+            self._is_released = True
+            self._on_end()
 
     def _resume(self) -> None:
         if not self._paused and not self._ended:
@@ -250,8 +259,8 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
 
 
 class _Channel(asyncssh.SSHTCPChannel[bytes]):
-    """asyncssh's channel, seen at two points where it would not tell us: what it hands to the
-    transport, and a confirmation nobody waits for (asyncssh issue 823)."""
+    """asyncssh's channel, seen at three points where it would not tell us: what it hands to the
+    transport, a confirmation nobody waits for (asyncssh issue 823), and its very end."""
 
     def __init__(
         self,
@@ -282,6 +291,10 @@ class _Channel(asyncssh.SSHTCPChannel[bytes]):
             self._stream.handed_over(len(args[0]) - 4)  # a string: four octets of length
         elif pkttype == MSG_CHANNEL_EOF:
             self._stream.eof_handed_over()
+
+    def _cleanup(self, exc: Exception | None = None) -> None:
+        super()._cleanup(exc)
+        self._stream.released()
 
     def _drop(self) -> None:
         # An EOF may cross our CLOSE, and asyncssh wants somebody to give it to.

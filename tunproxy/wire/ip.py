@@ -118,6 +118,23 @@ def parse(view: memoryview) -> Packet:
     raise WireError("ip_version")
 
 
+def parse_quoted(view: memoryview) -> Packet:
+    """Read what an ICMP error quotes of a packet: whole headers, and of the payload any part.
+
+    Raises:
+        WireError: ``icmp_quote``; IPv6 extension headers, which we never send, are not walked.
+    """
+    version = view[0] >> 4 if view else 0
+    header_len = (view[0] & 0xF) << 2 if version == 4 else HEADER6_LEN
+    if version not in (4, 6) or header_len < HEADER4_LEN or len(view) < header_len:
+        raise WireError("icmp_quote")
+    if version == 4:
+        _, _, _, _, _, ttl, protocol, _, src, dst = _HEADER4.unpack_from(view)
+    else:
+        _, _, protocol, ttl, src, dst = _HEADER6.unpack_from(view)
+    return Packet(version, src, dst, protocol, ttl, view[header_len:], view)
+
+
 def _parse4(view: memoryview) -> Packet:
     if len(view) < HEADER4_LEN:
         raise WireError("ip_truncated")

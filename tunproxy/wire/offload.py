@@ -21,6 +21,8 @@ F_DATA_VALID = 2
 GSO_NONE = 0
 GSO_TCPV4 = 1
 GSO_TCPV6 = 4
+GSO_ECN = 0x80
+"""A bit beside the type: the first segment has CWR."""
 
 MAX_PACKET = 65535
 """The largest IP packet in octets, offloaded or not."""
@@ -45,6 +47,12 @@ def super_segment(
 ) -> bytes:
     """A packet that the kernel cuts into segments of ``gso_size`` octets of payload."""
     return _HEADER.pack(F_NEEDS_CSUM, gso_type, header_len, gso_size, csum_start, csum_offset)
+
+
+def unpack(packet: bytes | bytearray | memoryview) -> tuple[int, int, int, int, int, int]:
+    """Flags, gso_type, header_len, gso_size, csum_start and csum_offset in front of ``packet``."""
+    flags, gso_type, header_len, gso_size, csum_start, csum_offset = _HEADER.unpack_from(packet)
+    return flags, gso_type, header_len, gso_size, csum_start, csum_offset
 
 
 def checksum_is_trusted(flags: int) -> bool:

@@ -137,6 +137,19 @@ def parse(packet: Packet, *, trusted: bool) -> Segment:
     return segment
 
 
+def parse_quoted(packet: Packet) -> tuple[int, int, int]:
+    """Source port, destination port and sequence number of what an ICMP error quotes: the eight
+    octets that every router returns (RFC 792).
+
+    Raises:
+        WireError: ``icmp_quote``.
+    """
+    if packet.protocol != ip.TCP or len(packet.payload) < 8:
+        raise WireError("icmp_quote")
+    src_port, dst_port, seq = struct.unpack_from("!HHI", packet.payload)
+    return src_port, dst_port, seq
+
+
 def _parse_options(segment: Segment, options: memoryview) -> None:
     if len(options) == 12:  # the usual layout of RFC 7323 appendix A
         lead, tsval, tsecr = _TIMESTAMP_OPTION.unpack(options)

@@ -1,0 +1,38 @@
+"""The measurements work; what they measure is for people to judge."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers.lab_host import REPOSITORY
+
+pytestmark = pytest.mark.netns
+
+
+def rows(script: str, *arguments: str) -> list[list[str]]:
+    """The cells of the Markdown rows that ``scripts/SCRIPT`` prints."""
+    command = [sys.executable, str(REPOSITORY / "scripts" / script), *arguments]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_loss() -> None:
+    head, _, ours, *kernels = rows("loss", "--rounds", "1", "--seconds", "0.3")
+    assert head[0] == "sender"
+    assert ours[0] == "tunproxy"
+    assert kernels
+    for name, rate, *_ in (ours, *kernels):
+        assert float(rate.split()[0]) > 0, name
+
+
+def test_idle() -> None:
+    table = rows("idle", "--flows", "1", "50", "--seconds", "0.3")
+    costs, bare = table[2:5], table[7:]
+    assert [row[0] for row in costs] == ["0", "1", "50"]
+    assert all(float(row[1]) > 0 for row in costs)
+    assert [row[0] for row in bare] == ["1", "50"]
+    assert all(float(row[1]) > 0 for row in bare)
