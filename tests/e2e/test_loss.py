@@ -41,7 +41,7 @@ class Case(NamedTuple):
 CASES = {
     "loss-1": Case(Way(delay_s=DELAY_S, loss=0.01), 8 * MIB),
     "loss-5": Case(Way(delay_s=DELAY_S, loss=0.05), 2 * MIB),
-    "loss-20": Case(Way(delay_s=DELAY_S, loss=0.2), 256 * KIB),
+    "loss-20": Case(Way(delay_s=DELAY_S, loss=0.2), 64 * KIB),
     "reorder": Case(Way(delay_s=DELAY_S, reorder=0.1), 8 * MIB),
     "duplicate": Case(Way(delay_s=DELAY_S, duplicate=0.1), 8 * MIB),
     "all": Case(Way(delay_s=DELAY_S, loss=0.02, reorder=0.05, duplicate=0.05), 4 * MIB),

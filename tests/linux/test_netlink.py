@@ -14,6 +14,7 @@ from tests.helpers.netns import CLIENT, INET, Namespace, Network
 from tunproxy.errors import MachineError
 from tunproxy.linux import marks
 from tunproxy.linux.netlink import (
+    QUEUE_LEN,
     Family,
     Netlink,
     Route,
@@ -71,6 +72,7 @@ def test_configure_link_sets_mtu_addresses_and_lenience(tun: Tun) -> None:
     configure_link("tun0", mtu=1400, addresses=ADDRESSES)
     (link,) = ip("addr", "show", "dev", "tun0")
     assert link["mtu"] == 1400
+    assert link["txqlen"] == QUEUE_LEN
     assert "UP" in link["flags"]
     found = {f"{info['local']}/{info['prefixlen']}": info for info in link["addr_info"]}
     assert set(found) == set(map(str, ADDRESSES))

@@ -26,6 +26,11 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Interface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Family: TypeAlias = Literal[4, 6]
 
+QUEUE_LEN = 5000
+"""Packets that wait in the TUN device to be read. The kernel's 500 are too few for thousands of
+connections at once: whatever has no room is lost, and comes again a second later. How much one
+connection puts there is bounded by its socket (TCP small queues)."""
+
 _AF: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # linux/fib_rules.h, linux/if_addr.h
@@ -82,6 +87,8 @@ def ipv6_enabled() -> bool:
 
 def configure_link(name: str, *, mtu: int, addresses: Sequence[Interface]) -> None:
     """Give the TUN device its MTU (octets) and ``addresses``, make it lenient, bring it up.
+
+    Its queue gets room for :data:`QUEUE_LEN` packets.
 
     Lenient: replies arrive on it for addresses of other interfaces (reverse path filter: loose),
     and for 127.0.0.1, from which stub resolvers are asked (route_localnet). Both are settings of
@@ -162,10 +169,10 @@ class Netlink:
         self._ipr.close()
 
     def configure_link(self, name: str, *, mtu: int, addresses: Sequence[Interface]) -> None:
-        """Set the MTU, add ``addresses`` (usable at once, no duplicate detection), bring it up."""
+        """Set MTU and queue, add ``addresses`` (at once, no duplicate detection), bring it up."""
         with _errors(f"configure {name}"):
             index = self._index(name)
-            self._ipr.link("set", index=index, mtu=mtu)
+            self._ipr.link("set", index=index, mtu=mtu, txqlen=QUEUE_LEN)
             for address in addresses:
                 self._ipr.addr(
                     "replace",
