@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 READ_MAX = 256 << 10
 """Octets that an event loop may read at once, after it was told to pause."""
-MANY = 300
+MANY = 200
 
 
 class ChosenPlaces(NatTable):
