@@ -15,12 +15,14 @@ packages=(
   "ip iproute2"
   "ping iputils-ping"
   "iperf3 iperf3"
+  "iptables iptables"
   "nft nftables"
   "nginx nginx-light"
   "ps procps"
   "ssh openssh-client"
   "sshd openssh-server"
   "tcpdump tcpdump"
+  "traceroute traceroute"
   "tshark tshark"
 )
 

@@ -11,14 +11,18 @@ import pytest
 from tunproxy.config import (
     Capture,
     Config,
+    Origin,
     Overrides,
     Server,
+    TunDevice,
+    Udp,
+    Vpn,
     load,
     overlay,
     rule_loader,
     rule_sources,
 )
-from tunproxy.config_check import split_filter
+from tunproxy.config_check import split_filter, split_place
 from tunproxy.errors import ConfigError
 from tunproxy.ipnet_codec import dec_hook, enc_hook
 
@@ -32,7 +36,7 @@ target = "user@host"
 port = 22
 identity = "~/.ssh/id_ed25519"
 known_hosts = "~/.ssh/known_hosts"
-connections = 1
+connections = "auto"
 [tun]
 name = "tun0"
 mtu = 1500
@@ -126,7 +130,9 @@ PCAP = '[tun]\npcap = "f"\n'
         (HOST + HOST, "server[1].name: another server is called exit too"),
         (HOST + 'resolver = "dns.example"', "server[0].resolver: expected an IP address"),
         (HOST + 'identity = ""', "server[0].identity: is empty"),
-        (HOST + "connections = 4", "server[0].connections: expected 1"),
+        (HOST + "connections = 0", "server[0].connections: expected an integer between 1 and 16"),
+        (HOST + "connections = 17", "server[0].connections: expected an integer between 1 and 16"),
+        (HOST + 'connections = "many"', "server[0].connections: expected an integer between 1"),
         ('server = "h"', "server: expected a list, got a string"),
         ("colour = 1", "colour: there is no such option"),
         ('[tun]\nname = "0123456789abcdef"', "tun.name: expected 1 to 15"),
@@ -164,7 +170,61 @@ PCAP = '[tun]\npcap = "f"\n'
         ('[dns]\nfake_ip_range = "198.18.0.0/25"', "dns.fake_ip_range: expected an IPv4 network"),
         ('[dns]\nfake_ip_range = "fd00::/64"', "dns.fake_ip_range: expected an IPv4 network"),
         ('[dns]\nfake_ip_range6 = "fd00::/113"', "dns.fake_ip_range6: expected an IPv6 network"),
+        ('[vpn]\nlocal = ["tun0"]', "vpn.local[0]: expected an address with the length of its"),
+        ("[vpn]\nlocal = [10]", "vpn.local[0]: expected an address with the length of its prefix"),
+        ('[vpn]\nlocal = ["127.0.0.1/8"]', "vpn.local[0]: 127.0.0.1/8 is not the address of one"),
+        ('[vpn]\nlocal = ["fe80::1%0/64"]', "vpn.local[0]: fe80::1%0/64 is not the address of"),
+        ('[vpn]\npeer = ["10.0.0.0/8"]', "vpn.peer[0]: expected an address such as 10.74.0.1"),
+        ('[vpn]\ndns = ["ff02::fb"]', "vpn.dns[0]: ff02::fb is not the address of one host"),
+        ('[vpn]\ndns = "10.0.0.1"', "vpn.dns: expected a list, got a string"),
+        ('[vpn]\nroute = ["all"]', "vpn.route[0]: expected a network such as 10.0.0.0/8 or fd00"),
+        ("[vpn]\nroute = [10]", "vpn.route[0]: expected a network such as 10.0.0.0/8 or fd00::/8"),
+        ("[vpn]\nmtu = 575", "vpn.mtu: expected an integer between 576 and 65535"),
+        ('[vpn]\nmtu = "x"', "vpn.mtu: expected an integer between 576 and 65535, got a string"),
+        ('[udp]\nvia = "ssh"', "udp.via: expected auto, agent, udpgw, tun or reject"),
+        ("[udp]\nudpgw = 7300", "udp.udpgw: expected ADDR:PORT, such as 127.0.0.1:7300 or [::1]"),
+        ('[udp]\nudpgw = "127.0.0.1"', "udp.udpgw: expected ADDR:PORT"),
+        ('[udp]\nudpgw = "localhost:7300"', "udp.udpgw: expected ADDR:PORT"),
+        ('[udp]\nudpgw = "::1:7300"', "udp.udpgw: expected ADDR:PORT"),
+        ('[udp]\nudpgw = ":7300"', "udp.udpgw: expected ADDR:PORT"),
+        ('[udp]\nudpgw = "127.0.0.1:0"', "udp.udpgw: expected ADDR:PORT"),
+        ("[vpn]\nremote_tun = -1", "vpn.remote_tun: expected the number of a device, 0 or more"),
+        (
+            '[vpn]\nlocal = ["10.0.0.2/24"]\npeer = ["fd00::1"]',
+            "vpn.peer[0]: fd00::1 needs a vpn.local of IPv6 to be reached from",
+        ),
         ('[dns]\nreal = ["a b"]', "dns.real[0]: expected a domain name"),
+        ('[dns]\ntruthful = "no"', 'dns.truthful: expected true, false or "auto"'),
+        ('[dns]\nresolve = "sshd"', 'dns.resolve: expected "auto" or "server"'),
+        ("[dns]\ntruthful = 1", 'dns.truthful: expected true, false or "auto", got an integer'),
+        ("[dns]\ncache_size = -1", "dns.cache_size: expected an integer between 0 and 65536"),
+        ("[dns]\ncache_max_ttl = 0", "dns.cache_max_ttl: expected an integer between 1 and"),
+        (
+            "[dns]\ncache_min_ttl = 9\ncache_max_ttl = 8",
+            "dns.cache_min_ttl: is more than dns.cache_max_ttl",
+        ),
+        ('[dns.hosts]\n"a b" = ["192.0.2.1"]', "dns.hosts.a b: expected a domain name"),
+        ('[dns.hosts]\n"a..b" = ["192.0.2.1"]', "dns.hosts.a..b: expected a domain name"),
+        ("[dns.hosts]\na = []", "dns.hosts.a: a is neither an IP address nor a name in dns.hosts"),
+        ('[dns.hosts]\na = ["b"]', "dns.hosts.a: b is neither an IP address nor a name"),
+        ('[dns.hosts]\na = ["b"]\nb = ["a"]', "dns.hosts.a: a is neither"),
+        ('[dns.hosts]\na = ["198.18.0.9"]', "dns.hosts.a: 198.18.0.9 is in the range of the fake"),
+        ('[dns.hosts]\na = ["bü..x"]', "dns.hosts.a: bü..x is neither"),
+        ("[[dns.rule]]\nsuffix = []\nserver = '10.0.0.53'", "dns.rule[0].suffix: name at least"),
+        ("[[dns.rule]]\nsuffix = ['.']\nserver = '10.0.0.53'", "dns.rule[0].suffix[0]: expected"),
+        ("[[dns.rule]]\nserver = '10.0.0.53'", "dns.rule[0].suffix: is required"),
+        (
+            "[[dns.rule]]\nsuffix = ['A.b', 'a.b.']\nserver = '10.0.0.53'",
+            "dns.rule[0].suffix[1]: a.b. has a resolver already",
+        ),
+        (
+            "[[dns.rule]]\nsuffix = ['a']\nserver = 'dns.example'",
+            "dns.rule[0].server: expected ADDRESS[:PORT], tls://HOST[:PORT][#NAME] or",
+        ),
+        (
+            "[[dns.rule]]\nsuffix = ['a']\nserver = '10.0.0.53'\nvia = 'tunnel'",
+            "dns.rule[0].via: ",
+        ),
         ('[capture]\nexclude = ["::1", "fc00::/7"]', "capture.exclude[1]: fc00::/7 overlaps dns.f"),
         ('[capture]\nexclude = ["198.18.3.0/24"]', "capture.exclude[0]: 198.18.3.0/24 overlaps"),
         ('[rules]\nfiles = [""]', "rules.files[0]: expected a path"),
@@ -327,6 +387,23 @@ def test_overlay_of_everything_else() -> None:
     assert result.capture.kill_switch
 
 
+def test_overlay_of_a_vpn_replaces_what_is_given() -> None:
+    config = Config(vpn=Vpn(local=(ipaddress.ip_interface("10.1.0.2/24"),), remote_tun=3, mtu=1300))
+    given = Vpn(local=(ipaddress.ip_interface("fd74::2/64"),), remote_tun=0, tap=True)
+    result = overlay(config, Overrides(vpn=given))
+    assert result.vpn == Vpn(local=given.local, remote_tun=0, tap=True, mtu=1300)
+
+
+def test_vpn_travels_as_json(file: pathlib.Path) -> None:
+    config = load_text(
+        file,
+        '[vpn]\nlocal = ["10.0.0.2/24", "fd74::2/64"]\npeer = ["10.0.0.1"]\n'
+        'route = ["default", "10.0.0.0/8"]\ndns = ["fd74::53"]\n',
+    )
+    text = msgspec.json.encode(config, enc_hook=enc_hook)
+    assert msgspec.json.decode(text, type=Config, dec_hook=dec_hook) == config
+
+
 def test_overlay_is_checked() -> None:
     with pytest.raises(ConfigError, match=r"command line: tun\.mtu: expected an integer between"):
         overlay(Config(), Overrides(mtu=100))
@@ -376,3 +453,92 @@ def test_rule_file_that_cannot_be_read(file: pathlib.Path, name: str, message: s
     config = load_text(file, f'[rules]\nfiles = ["{name}"]')
     with pytest.raises(ConfigError, match=message):
         rule_sources(config)
+
+
+@pytest.mark.parametrize(
+    ("server", "is_right"),
+    [
+        ("10.0.0.53", True),
+        ("10.0.0.53:5353", True),
+        ("fd00::53", True),
+        ("[fd00::53]:5353", True),
+        ("tls://dns.example", True),
+        ("tls://10.0.0.53:8853", True),
+        ("tls://[fd00::53]", True),
+        ("https://dns.example/dns-query", True),
+        ("https://dns.example:8443/", True),
+        ("", False),
+        (":53", False),
+        ("10.0.0.53:0", False),
+        ("10.0.0.53:65536", False),
+        ("fe80::1%eth0", False),
+        ("tls://", False),
+        ("tls://dns.example/path", False),
+        ("tls://user@dns.example", False),
+        ("tls://dns.example:0", False),
+        ("tls://dns.example:99999", False),
+        ("tls://dns example", False),
+        ("https://dns.example", False),
+        ("quic://dns.example", False),
+        ("http://dns.example/dns-query", False),
+    ],
+)
+def test_servers_of_dns_rules(tmp_path: pathlib.Path, server: str, is_right: bool) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"[[dns.rule]]\nsuffix = ['corp.example']\nserver = '{server}'\n")
+    if is_right:
+        assert load(path).dns.rule[0].server == server
+        return
+    with pytest.raises(ConfigError, match=r"dns\.rule\[0\]\.server: expected"):
+        load(path)
+
+
+def test_names_in_the_config(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        "[dns]\ntruthful = true\ncache_size = 0\n"
+        "[dns.hosts]\n'NAS.lan' = ['192.168.1.4', 'fd00::4']\nnas = ['nas.lan']\n"
+        "[[dns.rule]]\nsuffix = ['corp.example']\nserver = '10.0.0.53'\nvia = 'direct'\n"
+    )
+    dns = load(path).dns
+    assert (dns.truthful, dns.cache_size, dns.cache_max_ttl) == (True, 0, 3600)
+    assert dns.hosts == {"NAS.lan": ("192.168.1.4", "fd00::4"), "nas": ("nas.lan",)}
+    assert [(rule.suffix, rule.server, rule.via) for rule in dns.rule] == [
+        (("corp.example",), "10.0.0.53", "direct")
+    ]
+
+
+# ---- where a config comes from
+
+
+def test_origin_is_read_as_it_is_by_then(file: pathlib.Path) -> None:
+    origin = Origin(file=str(file), overrides=Overrides(mtu=1400))
+    file.write_text("[tun]\nmtu = 1280\nname = 'tp1'\n")
+    assert origin.read().tun == TunDevice(name="tp1", mtu=1400)
+    file.write_text("[tun]\nmtu = 'many'\n")
+    with pytest.raises(ConfigError, match=r"tun\.mtu"):
+        origin.read()
+    assert Origin().read() == overlay(Config(), Overrides())
+
+
+def test_databases_are_found_beside_the_file(file: pathlib.Path) -> None:
+    file.write_text("[rules]\ngeoip = 'country.mmdb'\nasn = '~/asn.mmdb'\n")
+    rules = load(file).rules
+    assert rules.geoip == str(file.parent / "country.mmdb")
+    assert rules.asn == "~/asn.mmdb"
+    file.write_text("[rules]\ngeoip = ''\n")
+    with pytest.raises(ConfigError, match=r"rules\.geoip: expected the path"):
+        load(file)
+
+
+def test_ways_for_datagrams(file: pathlib.Path) -> None:
+    assert Config().udp == Udp(via="auto", udpgw="127.0.0.1:7300")
+    config = load_text(file, '[udp]\nvia = "udpgw"\nudpgw = "[::1]:7301"\n')
+    assert config.udp == Udp(via="udpgw", udpgw="[::1]:7301")
+    assert overlay(config, Overrides()).udp == config.udp
+    assert overlay(config, Overrides(udp="reject")).udp == Udp(via="reject", udpgw="[::1]:7301")
+
+
+def test_split_place() -> None:
+    assert split_place("127.0.0.1:7300") == ("127.0.0.1", 7300)
+    assert split_place("[2001:DB8::1]:1") == ("2001:db8::1", 1)

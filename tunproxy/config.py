@@ -17,6 +17,8 @@ import msgspec
 
 from .config_check import explain, lower_first, problems
 from .errors import ConfigError
+from .ipnet_codec import Address as Address
+from .ipnet_codec import Interface as Interface
 from .ipnet_codec import Network as Network
 from .ipnet_codec import dec_hook
 
@@ -27,6 +29,7 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 
 Stack: TypeAlias = Literal["user", "system"]
 DnsMode: TypeAlias = Literal["fake-ip", "remote", "off"]
+UdpVia: TypeAlias = Literal["auto", "agent", "udpgw", "tun", "reject"]
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,8 +49,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """``None``: ~/.ssh/config; ``"none"``: no file at all, as ``ssh -F none``."""
     jump: str | None = None
     """Comma-separated jump hosts, as ``ssh -J``."""
-    connections: Literal[1] = 1
-    """How many SSH connections to it."""
+    connections: int | Literal["auto"] = "auto"
+    """How many SSH connections to it, at most 16; auto: one, or up to four as path and load ask."""
     resolver: str | None = None
     """Address of the resolver on the server's side; ``None``: read from its /etc/resolv.conf."""
 
@@ -85,6 +88,18 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Captured traffic has no other way out, even while the program is dead."""
 
 
+class DnsRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Names that have a resolver of their own; their real addresses are given out."""
+
+    suffix: tuple[str, ...]
+    """Names, with all below them."""
+    server: str
+    """``ADDRESS[:PORT]``, ``tls://HOST[:PORT][#NAME]`` or ``https://HOST[:PORT]/PATH``; NAME is
+    that of the certificate, where HOST is not."""
+    via: Literal["proxy", "direct"] = "proxy"
+    """From the server's side, or from this machine."""
+
+
 class Dns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Names."""
 
@@ -94,15 +109,75 @@ class Dns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     fake_ip_range6: ipaddress.IPv6Network = ipaddress.IPv6Network("fd00:7470::/64")
     real: tuple[str, ...] = ()
     """Names (with all below them) that never get a fake address."""
+    hosts: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Names with their addresses, or with other names in this table."""
+    rule: tuple[DnsRule, ...] = ()
+    """Resolvers of some names; where several suffixes match, the longest decides."""
+    truthful: Literal["auto"] | bool = "auto"
+    """Ask the server's side before a fake address is given out; auto: if it answers quickly."""
+    resolve: Literal["auto", "server"] = "auto"
+    """Who finds the addresses of PROXY names. auto: we do, by asking the resolver of the server's
+    side, if it answers quickly, and let them race. server: sshd, which tries one by one."""
+    cache_size: int = 4096
+    """Answers of resolvers that are kept; 0: none."""
+    cache_min_ttl: int = 0
+    """Seconds that an answer is kept at least, whatever it says, up to 3600."""
+    cache_max_ttl: int = 3600
+    """Seconds that it is kept at most, 1 to 604800."""
 
 
 class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which rule files decide, in this order."""
+    """Which rule files decide, in this order, and what they may know."""
 
     files: tuple[str, ...] = ("default.list",)
     """Paths; a bare name that is no file in ``directory`` is one of the shipped lists."""
     directory: str | None = None
     """Where relative paths start, in RULE-SET too; ``None``: the directory of the config file."""
+    geoip: str | None = None
+    """A database of countries in MaxMind's format (.mmdb), for GEOIP."""
+    asn: str | None = None
+    """One of autonomous systems, for IP-ASN."""
+    sniff: bool = True
+    """Look for a name in what flows to bare addresses say first (TLS, HTTP, QUIC), where a rule
+    needs it. Such a connect() succeeds before the target is reached."""
+    resolve: bool = False
+    """Rules about addresses hold for names as well, by the address that the server's side has told
+    (``dns.truthful``)."""
+
+
+class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How datagrams and pings get through the server."""
+
+    via: UdpVia = "auto"
+    """agent: a program that runs there while we are connected. udpgw: badvpn's daemon, which has to
+    run there; no pings. tun: an SSH tun channel, whose end on the server we configure, as root or
+    with sudo. reject: not at all. auto: agent, else udpgw, else reject."""
+    udpgw: str = "127.0.0.1:7300"
+    """Where udpgw listens, as the server sees it."""
+
+
+class Vpn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The link of ``tunproxy vpn``: IP packets or Ethernet frames over an SSH tun channel.
+
+    A server of our own says what is not said here; a plain one knows nothing of it.
+    """
+
+    tap: bool = False
+    """Ethernet frames, and a TAP device."""
+    local: tuple[Interface, ...] = ()
+    """Our addresses on the link, with the lengths of their prefixes."""
+    peer: tuple[Address, ...] = ()
+    """The server's addresses on the link."""
+    route: tuple[str, ...] = ()
+    """Networks behind the server; ``default``: all that the link has addresses for."""
+    dns: tuple[Address, ...] = ()
+    """Resolvers behind the server, the best first, for all names of this machine."""
+    mtu: int | None = None
+    """Octets, 576 to 65535; ``None``: what the server's side proposes, or what is safe."""
+    remote_setup: bool = False
+    """Configure the server's end over the same SSH connection, as root there or with sudo."""
+    remote_tun: int | None = None
+    """The N of the server's device tunN or tapN; ``None``: the first that is free."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,6 +188,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     capture: Capture = msgspec.field(default_factory=Capture)
     dns: Dns = msgspec.field(default_factory=Dns)
     rules: Rules = msgspec.field(default_factory=Rules)
+    udp: Udp = msgspec.field(default_factory=Udp)
+    vpn: Vpn = msgspec.field(default_factory=Vpn)
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,8 +212,27 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     pcap: str | None = None
     pcap_filter: str | None = None
     dns: DnsMode | None = None
+    udp: UdpVia | None = None
     gateway: bool = False
     kill_switch: bool = False
+    vpn: Vpn = msgspec.field(default_factory=Vpn)
+    """Each option that is given takes the place of the config's."""
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a config comes from."""
+
+    file: str | None = None
+    """An absolute path; ``None``: there is no file."""
+    overrides: Overrides = msgspec.field(default_factory=Overrides)
+
+    def read(self) -> Config:
+        """Read it as it is by now.
+
+        Raises:
+            ConfigError: it is wrong by now.
+        """
+        return overlay(load(self.file) if self.file is not None else Config(), self.overrides)
 
 
 def load(path: str | pathlib.Path) -> Config:
@@ -195,9 +291,16 @@ def overlay(config: Config, overrides: Overrides) -> Config:
         capture=capture,
         dns=dns,
         rules=rules,
+        udp=_replace_given(config.udp, via=given.udp),
+        vpn=_replace_given(config.vpn, **_given_options(given.vpn)),
     )
     _check(result, "command line")
     return result
+
+
+def replace_servers(config: Config, servers: tuple[Server, ...]) -> Config:
+    """Return ``config`` with other servers."""
+    return msgspec.structs.replace(config, server=servers)
 
 
 def rule_sources(config: Config) -> list[tuple[str, str]]:
@@ -209,15 +312,19 @@ def rule_sources(config: Config) -> list[tuple[str, str]]:
     return list(map(rule_loader(config), config.rules.files))
 
 
+def rule_path(config: Config, name: str) -> pathlib.Path:
+    """Return where the rule list ``name`` is, unless it is a shipped one."""
+    return pathlib.Path(config.rules.directory or ".") / pathlib.Path(name).expanduser()
+
+
 def rule_loader(config: Config) -> Callable[[str], tuple[str, str]]:
     """Return the function that reads one rule list by the name a config or a RULE-SET gives it.
 
     It returns and raises what :func:`rule_sources` does for one file.
     """
-    base = pathlib.Path(config.rules.directory or ".")
 
     def load_list(name: str) -> tuple[str, str]:
-        path = base / pathlib.Path(name).expanduser()
+        path = rule_path(config, name)
         shipped = importlib.resources.files("tunproxy.rules") / name
         # A bare name of a list only: "../config.py" must not reach into the package.
         may_ship = "/" not in name and name.endswith(".list")
@@ -257,7 +364,12 @@ def _anchor(config: Config, base: pathlib.Path) -> Config:
         for server in config.server
     )
     directory = _anchored(config.rules.directory or ".", base)
-    rules = msgspec.structs.replace(config.rules, directory=directory)
+    rules = msgspec.structs.replace(
+        config.rules,
+        directory=directory,
+        geoip=_below(config.rules.geoip, base),
+        asn=_below(config.rules.asn, base),
+    )
     tun = msgspec.structs.replace(config.tun, pcap=_below(config.tun.pcap, base))
     return msgspec.structs.replace(config, server=servers, rules=rules, tun=tun)
 
@@ -293,6 +405,16 @@ def _overlay_server(servers: tuple[Server, ...], given: Overrides) -> tuple[Serv
             raise ConfigError("command line: an SSH option needs a SERVER to go with")
         return ()
     return (_replace_given(first, **changes), *rest)
+
+
+def _given_options(vpn: Vpn) -> dict[str, object]:
+    """The options that the command line names: all but those that are empty."""
+    values = {name: getattr(vpn, name) for name in vpn.__struct_fields__}
+    return {
+        name: value
+        for name, value in values.items()
+        if not (value is None or value is False or value == ())
+    }
 
 
 def _replace_given(struct: _S, **changes: object) -> _S:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import urllib.parse
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from .config import Capture, Config, Dns, Rules, Server, TunDevice
+    from .config import Capture, Config, Dns, Rules, Server, TunDevice, Udp, Vpn
+    from .ipnet_codec import Address
 
 Problem: TypeAlias = tuple[str, str]
 """The field, as ``server[0].port``, and the reason."""
@@ -22,12 +24,23 @@ _EXPECTED = {
     "mtu": "an integer between 1280 and 65535",
     "include": "a network such as 10.0.0.0/8 or fd00::/8",
     "exclude": "a network such as 10.0.0.0/8 or fd00::/8",
+    "udp.via": "auto, agent, udpgw, tun or reject",
+    "udp.udpgw": "ADDR:PORT, such as 127.0.0.1:7300 or [::1]:7300",
+    "vpn.local": "an address with the length of its prefix, such as 10.74.0.2/24",
+    "vpn.peer": "an address such as 10.74.0.1",
+    "vpn.route": "a network such as 10.0.0.0/8 or fd00::/8, or default",
+    "vpn.dns": "an address such as 10.74.0.1",
+    "vpn.mtu": "an integer between 576 and 65535",
+    "vpn.remote_tun": "the number of a device, 0 or more",
     "fake_ip_range": "an IPv4 network of at least /24, such as 198.18.0.0/15",
     "fake_ip_range6": "an IPv6 network of at least /112, such as fd00:7470::/64",
-    "connections": "1",
+    "connections": 'an integer between 1 and 16, or "auto"',
+    "truthful": 'true, false or "auto"',
+    "dns.resolve": '"auto" or "server"',
+    "dns.rule.server": "ADDRESS[:PORT], tls://HOST[:PORT][#NAME] or https://HOST[:PORT]/PATH",
     "pcap_filter": "HOST, HOST:PORT or :PORT, as in [2001:db8::1]:443",
 }
-"""What a field holds, where its type alone does not say it."""
+"""What a field holds, by its name or its whole path, where its type alone does not say it."""
 
 _TYPE_WORDS = {
     "str": "a string",
@@ -51,7 +64,8 @@ def explain(message: str) -> str:
     if missing:
         return f"{_join(field, missing[1])}: is required"
     wrong_type = re.fullmatch(r"Expected `(.*)`, got `(.*)`", what)
-    expected = _EXPECTED.get(re.sub(r"\[.*", "", field.rpartition(".")[2]))
+    path = re.sub(r"\[[^.]*\]$", "", field)
+    expected = _EXPECTED.get(path) or _EXPECTED.get(path.rpartition(".")[2])
     if wrong_type and (expected is None or wrong_type[1] == "array"):
         return f"{field}: expected {_words(wrong_type[1])}, got {_words(wrong_type[2])}"
     if wrong_type:
@@ -68,9 +82,14 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _pcap_problems(config)
     yield from _capture_problems(config.capture)
     yield from _dns_problems(config.dns)
+    yield from _hosts_problems(config.dns)
+    yield from _dns_rule_problems(config.dns)
+    yield from _cache_problems(config.dns)
     if config.dns.mode != "off":
         yield from _overlap_problems(config.capture, config.dns)
     yield from _rules_problems(config.rules)
+    yield from _udp_problems(config.udp)
+    yield from _vpn_problems(config.vpn)
 
 
 def split_filter(text: str) -> tuple[str, int | None]:
@@ -87,6 +106,58 @@ def split_filter(text: str) -> tuple[str, int | None]:
         return _host(host), port
     except ValueError:
         raise ValueError(f"expected {_EXPECTED['pcap_filter']}") from None
+
+
+def split_place(text: str) -> tuple[str, int]:
+    """Return address and port of ``ADDR:PORT``, where an IPv6 address stands in brackets.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    host, port = _split_port(text)
+    host = host.removeprefix("[").removesuffix("]")
+    if port is None or "%" in host:
+        raise ValueError(text)
+    return str(ipaddress.ip_address(host)), port
+
+
+def canonical_name(name: str) -> str:
+    """Return a name as it is in DNS, in lower case without trailing dot.
+
+    Raises:
+        ValueError: there can be no such name.
+    """
+    if not name.isascii():
+        name = name.encode("idna").decode("ascii")
+    return name.lower().removesuffix(".")
+
+
+def host_addresses(name: str, hosts: Mapping[str, Sequence[str]]) -> tuple[Address, ...]:
+    """Return the addresses of one of ``hosts``, whose names are canonical, through its aliases.
+
+    Raises:
+        ValueError: naming what leads to no address.
+    """
+    found: dict[Address, None] = {}
+    names = [name]
+    for at in names:
+        if at not in hosts:
+            raise ValueError(at)
+        for value in hosts[at]:
+            if _is_address(value):
+                found[ipaddress.ip_address(value)] = None
+            elif (alias := _alias(value)) not in names:
+                names.append(alias)
+    if not found:
+        raise ValueError(name)
+    return tuple(found)
+
+
+def _alias(value: str) -> str:
+    try:
+        return canonical_name(value)
+    except UnicodeError:
+        raise ValueError(value) from None
 
 
 def _split_port(text: str) -> tuple[str, int | None]:
@@ -129,6 +200,8 @@ def _server_problems(servers: tuple[Server, ...]) -> Iterator[Problem]:
         names.add(server.name)
         if server.port is not None and not 1 <= server.port <= 65535:
             yield f"{here}.port", f"expected {_EXPECTED['port']}"
+        if server.connections != "auto" and not 1 <= server.connections <= 16:
+            yield f"{here}.connections", f"expected {_EXPECTED['connections']}"
         if server.resolver is not None and not _is_address(server.resolver):
             yield f"{here}.resolver", "expected an IP address"
         for option in ("identity", "known_hosts", "ssh_config", "jump"):
@@ -188,6 +261,54 @@ def _dns_problems(dns: Dns) -> Iterator[Problem]:
             yield f"dns.real[{index}]", "expected a domain name such as lan or example.com"
 
 
+def _hosts_problems(dns: Dns) -> Iterator[Problem]:
+    wrong = [name for name in dns.hosts if not _is_domain(name)]
+    for name in wrong:
+        yield f"dns.hosts.{name}", "expected a domain name such as nas.lan"
+    if wrong:
+        return
+    hosts = {canonical_name(name): values for name, values in dns.hosts.items()}
+    for name in dns.hosts:
+        here = f"dns.hosts.{name}"
+        try:
+            addresses = host_addresses(canonical_name(name), hosts)
+        except ValueError as error:
+            yield here, f"{error} is neither an IP address nor a name in dns.hosts that has one"
+            continue
+        for address in addresses:
+            if address in dns.fake_ip_range or address in dns.fake_ip_range6:
+                yield here, f"{address} is in the range of the fake addresses"
+
+
+def _dns_rule_problems(dns: Dns) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, rule in enumerate(dns.rule):
+        here = f"dns.rule[{index}]"
+        if not rule.suffix:
+            yield f"{here}.suffix", "name at least one domain, such as corp.example"
+        for place, suffix in enumerate(rule.suffix):
+            if not _is_domain(suffix):
+                yield f"{here}.suffix[{place}]", "expected a domain name such as corp.example"
+            elif canonical_name(suffix) in seen:
+                yield f"{here}.suffix[{place}]", f"{suffix} has a resolver already"
+            else:
+                seen.add(canonical_name(suffix))
+        if not _is_dns_server(rule.server):
+            yield f"{here}.server", f"expected {_EXPECTED['dns.rule.server']}"
+
+
+def _cache_problems(dns: Dns) -> Iterator[Problem]:
+    for name, least, most in (
+        ("cache_size", 0, 65_536),
+        ("cache_min_ttl", 0, 3600),
+        ("cache_max_ttl", 1, 604_800),
+    ):
+        if not least <= getattr(dns, name) <= most:
+            yield f"dns.{name}", f"expected an integer between {least} and {most}"
+    if dns.cache_min_ttl > dns.cache_max_ttl:
+        yield "dns.cache_min_ttl", "is more than dns.cache_max_ttl"
+
+
 def _overlap_problems(capture: Capture, dns: Dns) -> Iterator[Problem]:
     for index, network in enumerate(capture.exclude):
         for name in ("fake_ip_range", "fake_ip_range6"):
@@ -204,6 +325,56 @@ def _rules_problems(rules: Rules) -> Iterator[Problem]:
     for index, name in enumerate(rules.files):
         if not name or "\0" in name:
             yield f"rules.files[{index}]", "expected a path or the name of a shipped list"
+    for field in ("geoip", "asn"):
+        path = getattr(rules, field)
+        if path is not None and (not path or "\0" in path):
+            yield f"rules.{field}", "expected the path of a .mmdb file"
+
+
+def _udp_problems(udp: Udp) -> Iterator[Problem]:
+    try:
+        split_place(udp.udpgw)
+    except ValueError:
+        yield "udp.udpgw", f"expected {_EXPECTED['udp.udpgw']}"
+
+
+def _vpn_problems(vpn: Vpn) -> Iterator[Problem]:
+    for name, addresses in (("local", vpn.local), ("peer", vpn.peer), ("dns", vpn.dns)):
+        for index, address in enumerate(addresses):
+            if not is_host(str(address).partition("/")[0]):
+                yield f"vpn.{name}[{index}]", f"{address} is not the address of one host"
+    for index, text in enumerate(vpn.route):
+        if text != "default" and not _is_network(text):
+            yield f"vpn.route[{index}]", f"expected {_EXPECTED['vpn.route']}"
+    if vpn.local:
+        ours = {address.version for address in vpn.local}
+        for index, peer in enumerate(vpn.peer):
+            if peer.version not in ours:
+                yield (
+                    f"vpn.peer[{index}]",
+                    f"{peer} needs a vpn.local of IPv{peer.version} to be reached from",
+                )
+    if vpn.mtu is not None and not 576 <= vpn.mtu <= 65535:
+        yield "vpn.mtu", f"expected {_EXPECTED['vpn.mtu']}"
+    if vpn.remote_tun is not None and not 0 <= vpn.remote_tun < 0x7FFFFFFF:
+        yield "vpn.remote_tun", f"expected {_EXPECTED['vpn.remote_tun']}"
+
+
+def is_host(text: str) -> bool:
+    """Whether ``text`` can be the address of one host on a network, and has no scope."""
+    if "%" in text:
+        return False
+    address = ipaddress.ip_address(text)
+    broadcast = address == ipaddress.IPv4Address("255.255.255.255")
+    return not (address.is_multicast or address.is_unspecified or address.is_loopback or broadcast)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_target(target: str) -> bool:
@@ -218,6 +389,29 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_domain(name: str) -> bool:
+    """Whether ``name`` is a domain other than the root, or can be made one."""
+    try:
+        name = canonical_name(name)
+    except UnicodeError:
+        return False
+    return bool(re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", name)) and len(name) <= 253
+
+
+def _is_dns_server(text: str) -> bool:
+    try:
+        if "://" not in text:
+            host, _ = _split_port(text)
+            return "%" not in host and _is_address(host.strip("[]"))
+        url = urllib.parse.urlsplit(text)
+        port_fits = url.port is None or url.port > 0
+    except ValueError:
+        return False
+    path_fits = bool(url.path) if url.scheme == "https" else url.path == url.query == ""
+    named = bool(url.hostname) and url.username is None and not re.search(r"[\s\x00-\x1f]", text)
+    return url.scheme in ("tls", "https") and named and port_fits and path_fits
 
 
 def lower_first(text: str) -> str:

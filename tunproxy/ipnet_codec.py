@@ -13,19 +13,33 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+    Interface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+    Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 else:
+    # msgspec allows one custom type in a union, so at run time the unions are virtual base classes.
 
-    class Network(abc.ABC):  # noqa: B024 - nothing to implement, see below
-        """A network of either family.
+    class Network(abc.ABC):  # noqa: B024 - nothing to implement
+        """A network of either family."""
 
-        msgspec allows one custom type in a union, so at run time the union is a virtual base class.
-        """
+    class Interface(abc.ABC):  # noqa: B024 - as above
+        """An address of an interface with its prefix length, of either family."""
+
+    class Address(abc.ABC):  # noqa: B024 - as above
+        """An address of either family."""
 
     Network.register(ipaddress.IPv4Network)
     Network.register(ipaddress.IPv6Network)
+    Interface.register(ipaddress.IPv4Interface)
+    Interface.register(ipaddress.IPv6Interface)
+    Address.register(ipaddress.IPv4Address)
+    Address.register(ipaddress.IPv6Address)
 
 _PARSERS: dict[object, Callable[[str], object]] = {
     Network: ipaddress.ip_network,
+    Interface: ipaddress.ip_interface,
+    Address: ipaddress.ip_address,
+    ipaddress.IPv4Interface: ipaddress.IPv4Interface,
+    ipaddress.IPv6Interface: ipaddress.IPv6Interface,
     ipaddress.IPv4Address: ipaddress.IPv4Address,
     ipaddress.IPv6Address: ipaddress.IPv6Address,
     ipaddress.IPv4Network: ipaddress.IPv4Network,

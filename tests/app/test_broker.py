@@ -38,6 +38,13 @@ class Setup:
         self.asking.append(task)
         return task
 
+    def want_owners(self, *inodes: int) -> asyncio.Task[tuple[dict[int, str], dict[int, str]]]:
+        task = asyncio.get_running_loop().create_task(
+            self.broker.owners(inodes, (5,)), name="want owners"
+        )
+        self.asking.append(task)
+        return task
+
     def ask(self, prompt: str) -> asyncio.Task[str | None]:
         task = asyncio.get_running_loop().create_task(
             self.broker.ask(prompt, echo=False), name="ask"
@@ -179,6 +186,15 @@ async def test_the_capture_is_said(setup: Setup) -> None:
     setup.supervisor.send(ipc.Captured())
     await asyncio.wait_for(setup.broker.captured.wait(), 10)
     assert not setup.broker.ended.is_set()
+
+
+@brokered
+async def test_a_link_and_a_note_are_said(setup: Setup) -> None:
+    terms = ipc.LinkTerms(local=("10.74.0.2/24",))
+    setup.broker.note("a line for the user")
+    setup.broker.connected("hub", ["192.0.2.1"], terms)
+    assert await setup.request() == ipc.Note("a line for the user")
+    assert await setup.request() == ipc.Connected("hub", ("192.0.2.1",), terms)
 
 
 @brokered
@@ -340,3 +356,27 @@ async def test_one_who_gives_up_while_there_is_no_room(
     assert request.prompt == "2"
     setup.supervisor.send(ipc.Answer(request.id, "three"))
     assert await third == "three"
+
+
+@brokered
+async def test_owners(setup: Setup) -> None:
+    asking = setup.want_owners(7, 8)
+    request = await setup.request()
+    assert isinstance(request, ipc.WantOwners)
+    assert (request.inodes, request.cgroups) == ((7, 8), (5,))
+    setup.supervisor.send(ipc.Owners(request.id, {7: "/bin/seven"}, {5: "/five"}))
+    assert await asking == ({7: "/bin/seven"}, {5: "/five"})
+
+
+@brokered
+async def test_owners_are_not_known_without_a_supervisor(setup: Setup) -> None:
+    setup.broker.close()
+    assert await setup.want_owners(7) == ({}, {})
+
+
+@brokered
+async def test_reload(setup: Setup) -> None:
+    reloads: list[None] = []
+    setup.broker.on_reload = lambda: reloads.append(None)
+    setup.supervisor.send(ipc.Reload())
+    await until(lambda: bool(reloads), "the wish")

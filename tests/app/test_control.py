@@ -32,6 +32,26 @@ def _defect(_: dict[str, object]) -> object:
     raise KeyError("secret")
 
 
+async def _later(message: dict[str, object]) -> object:
+    await asyncio.sleep(0)
+    return message
+
+
+async def _fail_later(_: dict[str, object]) -> object:
+    await asyncio.sleep(0)
+    raise TunproxyError("nobody answers")
+
+
+async def _defect_later(_: dict[str, object]) -> object:
+    await asyncio.sleep(0)
+    raise KeyError("secret")
+
+
+async def _never(_: dict[str, object]) -> object:
+    await asyncio.Event().wait()
+    return None
+
+
 HANDLERS: dict[str, control.Handler] = {
     "status": lambda _: {"pid": 7, "address": ipaddress.ip_address("10.0.0.1")},
     "echo": lambda message: message,
@@ -39,6 +59,10 @@ HANDLERS: dict[str, control.Handler] = {
     "big": lambda _: "x" * 1_000_000,
     "fail": _fail,
     "defect": _defect,
+    "later": _later,
+    "fail-later": _fail_later,
+    "defect-later": _defect_later,
+    "never": _never,
 }
 
 
@@ -110,7 +134,7 @@ def test_request_returns_the_result(running: Running) -> None:
 
 
 def test_unknown_command_is_an_error_that_names_the_known_ones(running: Running) -> None:
-    with pytest.raises(TunproxyError, match=r"known are: big, defect, echo, fail, list, status"):
+    with pytest.raises(TunproxyError, match="known are: big, defect, defect-later, echo,"):
         request(running.path, "reboot")
 
 
@@ -127,6 +151,39 @@ def test_defect_of_a_handler_is_hidden_and_survived(
         request(running.path, "defect")
     assert "secret" not in str(caught.value)
     assert "control request failed" in caplog.text
+    assert request(running.path, "list") == [1, 2]
+
+
+def test_fields_go_with_the_command(running: Running) -> None:
+    answer = request(running.path, "echo", name="a.test", number=7)
+    assert answer == {"cmd": "echo", "name": "a.test", "number": 7}
+
+
+def test_handlers_that_take_their_time(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    assert request(running.path, "later", name="a.test") == {"cmd": "later", "name": "a.test"}
+    with pytest.raises(TunproxyError, match="nobody answers"):
+        request(running.path, "fail-later")
+    with pytest.raises(TunproxyError, match="internal error"):
+        request(running.path, "defect-later")
+    assert "control request failed" in caplog.text
+    assert running.server.statistics() == {
+        "control_answered": 1, "control_failed": 1, "control_defect": 1
+    }  # fmt: skip
+
+
+def test_answers_come_in_the_order_of_the_requests(running: Running) -> None:
+    with running.connect() as client:
+        client.sendall(b'{"cmd":"later"}\n{"cmd":"list"}\n{"cmd":"later"}\n{"cmd":"list"}\n')
+        data = b""
+        while data.count(b"\n") < 4:
+            data += client.recv(1 << 16)
+    later, listed = {"result": {"cmd": "later"}}, {"result": [1, 2]}
+    assert list(map(json.loads, data.splitlines())) == [later, listed, later, listed]
+
+
+def test_client_that_hangs_up_before_its_answer(running: Running) -> None:
+    with running.connect() as client:
+        client.sendall(b'{"cmd":"never"}\n')
     assert request(running.path, "list") == [1, 2]
 
 

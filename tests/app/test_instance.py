@@ -189,6 +189,72 @@ def test_unreadable_state_is_of_nobody_and_in_nobodys_way() -> None:
     assert Instance.create("tun0").slot == 0
 
 
+# ---- of who is not root
+
+
+@pytest.fixture
+def user(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> pathlib.Path:
+    """The directory where somebody has his instances, who we seem to be."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
+    (tmp_path / "user").mkdir()
+    return tmp_path / "user" / "tunproxy"
+
+
+def test_create_as_a_user_is_in_his_directory(user: pathlib.Path) -> None:
+    instance = Instance.create("tun0")
+    assert instance.directory == user / f"{network_namespace()}-tun0"
+    (found,) = find_instances()
+    assert found.state == instance.state
+    with Netlink() as netlink:
+        # What is in the kernel is root's.
+        netlink.add_rule(4, Rule(priority=marks.priority(0, 3), action="nop"))
+        instance.remove()
+        netlink.delete_rules(4, marks.ALL_PRIORITIES)
+    assert not instance.directory.exists()
+
+
+def test_a_user_sees_those_of_root_and_not_the_other_way_round(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    Instance.create("tun0")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with monkeypatch.context() as somebody:
+        somebody.setattr(os, "geteuid", lambda: 1000)
+        Instance.create("tun1")
+        assert {each.tun for each in find_instances()} == {"tun0", "tun1"}
+        with pytest.raises(MachineError, match="tun0 belongs to the instance"):
+            Instance.create("tun0")
+    assert [each.tun for each in find_instances()] == ["tun0"]
+
+
+def test_what_root_has_left_is_for_root_to_recover(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    stale = Instance.create("tun0")
+    stale.save(make_plan(kill_switch=True))
+    let_die(stale)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with Netlink() as netlink:
+        netlink.add_rule(4, Rule(priority=marks.priority(0, 3), action="nop"))
+        instance = Instance.create("tun0")
+        assert netlink.rule_priorities(4) == {marks.priority(0, 3)}
+    assert instance.earlier is None
+    assert instance.directory != stale.directory
+    assert stale.directory.exists()
+
+
+@pytest.mark.parametrize("directory", ["", "relative"])
+def test_a_user_without_a_directory(
+    monkeypatch: pytest.MonkeyPatch, user: pathlib.Path, directory: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+    assert find_instances() == []
+    with pytest.raises(MachineError, match="set XDG_RUNTIME_DIR"):
+        Instance.create("tun0")
+
+
 def test_create_where_nothing_can_be_written_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunproxy.app import ipc
-from tunproxy.config import Capture, Config, Dns, Rules, Server
+from tunproxy.app.hubsettings import hub_settings
+from tunproxy.config import Capture, Config, Dns, Origin, Overrides, Rules, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ def start(config: Config = CONFIG) -> ipc.Start:
         local=None,
         resolvers=("192.0.2.53", "fe80::1%eth0"),
         verbosity=2,
+        origin=Origin(file="/etc/tunproxy.toml", overrides=Overrides(target="b", mtu=1400)),
     )
 
 
@@ -96,6 +98,26 @@ def test_start_carries_the_config_and_its_descriptors(
         assert os.read(reader.fileno(), 100) == b"same pipe"
 
 
+def test_start_of_a_hub(
+    supervisor: ipc.SupervisorLink, engine: ipc.EngineLink, fds: list[int]
+) -> None:
+    message = ipc.HubStart(
+        hub=hub_settings(isolate=True),
+        offload=True,
+        host="::",
+        host_key=None,
+        authorized_keys="~/.ssh/authorized_keys",
+        permit_open=("192.0.2.0/24:*",),
+        verbosity=1,
+    )
+    supervisor.send(message, fds)
+    received = engine.recv()
+    assert received is not None
+    assert received.message == message
+    for fd in received.fds:
+        os.close(fd)
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -103,6 +125,8 @@ def test_start_carries_the_config_and_its_descriptors(
         ipc.SocketFailed(3, "no such family"),
         ipc.Answer(4, "passphrase"),
         ipc.Answer(4, None),
+        ipc.Owners(5, {7: "/usr/bin/curl"}, {1 << 40: "/user.slice"}),
+        ipc.Reload(),
     ],
     ids=repr,
 )
@@ -127,8 +151,11 @@ def test_a_listener_comes_alone(supervisor: ipc.SupervisorLink, engine: ipc.Engi
     "message",
     [
         ipc.WantSocket(1, socket.AF_INET6, socket.SOCK_STREAM),
+        ipc.WantOwners(2, (7, 8), (1 << 40,)),
         ipc.Ask(2, "Passphrase: ", False),
         ipc.Connected("exit", ("192.0.2.1", "2001:db8::1")),
+        ipc.Connected("hub", (), ipc.LinkTerms(local=("10.74.0.2/24",), routes=("default",))),
+        ipc.Note("on the server, root has to run: ip link set tun7 up"),
         ipc.Failed(3, "the server refuses us; check the key"),
     ],
     ids=repr,

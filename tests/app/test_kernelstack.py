@@ -12,9 +12,9 @@ import errno
 import functools
 import gc
 import ipaddress
+import logging
 import socket
 import struct
-from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -31,7 +31,7 @@ from tests.helpers.engine_dialogue import (
     pinned,
     query,
 )
-from tests.helpers.fake_upstream import FakeResolver, FakeStream, FakeUpstream
+from tests.helpers.fake_upstream import FakeNames, FakeStream, FakeUpstream
 from tunproxy.app import kernelstack
 from tunproxy.app.kernelstack import BACKLOG_HIGH, BACKLOG_LOW, SEND_HIGH, KernelStack
 from tunproxy.app.relay import Relay
@@ -59,10 +59,11 @@ class ChosenPlaces(NatTable):
 
     def __init__(self) -> None:
         super().__init__()
-        self.next: deque[Place] = deque()
+        self.chosen: dict[int, Place] = {}
+        """By the port of the initiator."""
 
     def allocate(self, flow: Flow, now: float) -> Mapping | None:
-        place = self.next.popleft()
+        place = self.chosen.pop(flow.src_port)
         mapping = self._by_place[place] = Mapping(place, flow, now)
         return mapping
 
@@ -94,8 +95,7 @@ class FakeWays:
     def __init__(self) -> None:
         self.proxy = FakeUpstream()
         self.direct = FakeUpstream()
-        self.remote_resolver = FakeResolver()
-        self.direct_resolver = FakeResolver()
+        self.names = FakeNames()
 
 
 class Connection:
@@ -117,8 +117,9 @@ class Setup:
     def __init__(self) -> None:
         self.nat = ChosenPlaces()
         self.listeners = [Listener(socket.AF_INET, "127.0.0.1"), Listener(socket.AF_INET6, "::1")]
-        places = {len(listener.place.address): listener.place for listener in self.listeners}
-        self.dialogue = Dialogue(translator=Translator(self.nat, places))
+        self.places = {len(listener.place.address): listener.place for listener in self.listeners}
+        """Of the families that the kernel's stack can have."""
+        self.dialogue = Dialogue(translator=Translator(self.nat, self.places))
         self.engine = self.dialogue.engine
         self.ways = FakeWays()
         self.closed: list[FlowClosed] = []
@@ -136,7 +137,7 @@ class Setup:
         """Begin to accept, on the running loop."""
         self.loop = asyncio.get_running_loop()
         self.stack = KernelStack(self.engine, self.listeners, self.loop)
-        self.relay = Relay(self.stack, cast("Ways", self.ways))
+        self.relay = Relay(self.engine, cast("Ways", self.ways), self.stack)
         self.stack.relay = self.relay
         self.stack.wake = self.relay.wake = self.wake
         self.stack.start()
@@ -164,8 +165,8 @@ class Setup:
         client.setblocking(False)
         client.bind((listener.getsockname()[0], 0))
         host, port = client.getsockname()[:2]
-        self.nat.next.append(Place(ipaddress.ip_address(host).packed, port))
         self._src_port += 1
+        self.nat.chosen[self._src_port] = Place(ipaddress.ip_address(host).packed, port)
         initiator = Initiator(
             self.dialogue, REAL4 if version == 4 else REAL6, src_port=self._src_port
         )
@@ -192,6 +193,9 @@ class Setup:
         await self.connect(connection)
         await until(lambda: self.is_adopted(connection), "the socket to be accepted")
         return connection
+
+    def mapping(self, connection: Connection) -> Mapping | None:
+        return self.engine.table.by_id[connection.flow].mapping
 
     def is_adopted(self, connection: Connection) -> bool:
         side = self.stack._sides.get(connection.flow)
@@ -363,7 +367,7 @@ async def test_the_target_is_lost_while_the_socket_is_adopted(setup: Setup) -> N
 async def test_the_initiator_is_gone_before_the_socket_is_there(setup: Setup) -> None:
     connection = await setup.reach()
     initiator = Initiator(setup.dialogue, REAL4, src_port=30_001)
-    initiator.send(RST)
+    initiator.send(RST, seq=initiator.snd_nxt + 1)
     setup.flush()
     await setup.ended(connection, reset=True)
     assert connection.stream.aborted
@@ -393,9 +397,9 @@ async def test_many_at_once(setup: Setup) -> None:
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOBUFS])
 @stacked
 async def test_there_are_no_descriptors(
-    setup: Setup, number: int, monkeypatch: pytest.MonkeyPatch
+    setup: Setup, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Those who wait are accepted later; meanwhile nothing spins."""
+    """Those who wait are accepted later, and somebody is told; meanwhile nothing spins."""
     monkeypatch.setattr(kernelstack, "ACCEPT_PAUSE_S", 0.05)
     connection = await setup.reach()
     listener = setup.listeners[0]
@@ -405,7 +409,10 @@ async def test_there_are_no_descriptors(
     assert setup.counters == {"accept_failed": 1}
     await turns(20)
     assert listener.accepts == 1
+    listener.failures = [number]
     await until(lambda: setup.is_adopted(connection), "the socket to be accepted")
+    (line,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "limit of open files" in line.getMessage()
 
 
 @stacked
@@ -425,6 +432,67 @@ async def test_one_that_is_aborted_in_the_queue_does_not_stop_the_others(setup: 
     await setup.connect(connection)
     await until(lambda: setup.is_adopted(connection), "the socket to be accepted")
     assert setup.counters == {"accept_failed": 1}
+
+
+# --- waiting at the door --------------------------------------------------------------------------
+
+
+async def crowd(setup: Setup) -> list[Connection]:
+    """One more connection than may be let in."""
+    connections = [await setup.reach() for _ in range(MANY // 2 + 1)]
+    mappings = [setup.mapping(connection) for connection in connections]
+    assert None not in mappings[:-1]
+    assert mappings[-1] is None
+    return connections
+
+
+@stacked
+async def test_no_more_are_let_in_than_the_kernel_can_remember(setup: Setup) -> None:
+    *first, last = await crowd(setup)
+    await setup.connect(first[0])
+    await until(lambda: setup.mapping(last) is not None, "the last to be let in")
+    await asyncio.gather(*(setup.connect(connection) for connection in [*first[1:], last]))
+    await until(lambda: setup.is_adopted(last), "the socket to be accepted")
+    assert setup.counters == {}
+
+
+@stacked
+async def test_a_refused_one_makes_room(setup: Setup) -> None:
+    *first, last = await crowd(setup)
+    first[0].handler.connection_lost(reset=True)
+    await setup.ended(first[0], reset=True)
+    assert setup.mapping(last) is not None
+
+
+@stacked
+async def test_what_is_said_at_the_door_is_kept(setup: Setup) -> None:
+    *first, last = await crowd(setup)
+    last.handler.data_received(b"220 hello")
+    last.handler.eof_received()
+    assert last.stream.pauses == 1
+    await setup.connect(first[0])
+    await until(lambda: setup.mapping(last) is not None, "the last to be let in")
+    await setup.connect(last)
+    assert await setup.read(last) == b"220 hello"
+
+
+@stacked
+async def test_the_target_is_lost_at_the_door(setup: Setup) -> None:
+    *first, last = await crowd(setup)
+    last.handler.connection_lost(reset=True)
+    await setup.ended(last, reset=True)
+    assert last.flow not in setup.engine.table.by_id
+    await setup.connect(first[0])
+    await until(lambda: setup.is_adopted(first[0]), "the socket to be accepted")
+
+
+@stacked
+async def test_the_initiator_gives_up_at_the_door(setup: Setup) -> None:
+    *_, last = await crowd(setup)
+    setup.engine.refuse(last.flow, Refusal.UNREACHABLE, setup.dialogue.now)
+    setup.flush()
+    await setup.ended(last, reset=True)
+    assert last.stream.aborted
 
 
 # --- ends -----------------------------------------------------------------------------------------
@@ -509,7 +577,7 @@ async def test_a_target_that_resets(setup: Setup) -> None:
 @stacked
 async def test_a_flow_that_the_engine_forgets(setup: Setup) -> None:
     connection = await setup.establish()
-    setup.engine._remove(setup.engine.table.by_id[connection.flow], reset=True)
+    setup.engine.refuse(connection.flow, Refusal.UNREACHABLE, setup.dialogue.now)
     setup.flush()
     await assert_reset(setup, connection)
     await setup.ended(connection, reset=True)
@@ -580,7 +648,7 @@ async def test_datagrams_and_names_are_the_engines(setup: Setup) -> None:
     setup.dialogue.feed(datagram(RESOLVER4, query("www.example.com", "MX"), port=53))
     setup.flush()
     await turns(3)
-    ((message, answer),) = setup.ways.remote_resolver.asked
+    ((message, answer),) = setup.ways.names.remote.asked
     assert message[12:] == query("www.example.com", "MX")[12:]
     answer.set_result(None)
     await turns(5)
@@ -589,7 +657,7 @@ async def test_datagrams_and_names_are_the_engines(setup: Setup) -> None:
 
 @stacked
 async def test_a_flow_without_a_mapping_is_the_engines(setup: Setup) -> None:
-    setup.dialogue.engine._translator = None
+    setup.places.clear()
     initiator = Initiator(setup.dialogue, REAL4)
     initiator.syn()
     setup.flush()

@@ -18,7 +18,7 @@ import pytest
 from tests.helpers import packets
 from tests.helpers.packets import FAMILIES, ICMP, ICMPV6, TCP, UDP, V4, V6, Ends
 from tunproxy.app import pcap
-from tunproxy.app.pcap import PacketFilter, PacketTrace, TraceFile
+from tunproxy.app.pcap import Inside, PacketFilter, PacketTrace, TraceFile
 from tunproxy.errors import ConfigError
 from tunproxy.wire import offload
 
@@ -245,6 +245,58 @@ def test_file_has_a_greatest_length(path: pathlib.Path, caplog: pytest.LogCaptur
 
 def test_greatest_length_is_worth_a_look_and_no_disk() -> None:
     assert 1 << 28 <= pcap.MAX_LEN <= 1 << 32
+
+
+# --- what is no application's ---------------------------------------------------------------------
+
+LISTENERS = [(V4.src, 40000), (V6.src, 40000)]
+MAPPED = {V4.dst, V6.dst}
+
+
+def is_inside(packet: bytes) -> bool:
+    return Inside(LISTENERS, MAPPED.__contains__).matches(memoryview(packet))
+
+
+def turned(ends: Ends) -> Ends:
+    return ends._replace(src=ends.dst, dst=ends.src)
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+def test_both_ways_between_listener_and_mapping(ends: Ends) -> None:
+    assert is_inside(tcp(ends, sport=40000, dport=443))
+    assert is_inside(tcp(turned(ends), sport=443, dport=40000))
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+def test_an_application_with_an_address_of_either_is_none_of_it(ends: Ends) -> None:
+    elsewhere = ends._replace(dst=ends.dst[:-1] + b"\xfe")
+    assert not is_inside(tcp(ends, sport=40001, dport=443))
+    assert not is_inside(tcp(ends, sport=443, dport=40000))
+    assert not is_inside(tcp(turned(ends), sport=40000, dport=443))
+    assert not is_inside(tcp(elsewhere, sport=40000, dport=443))
+    assert not is_inside(packets.packet(ends, b"", TCP))
+    assert not is_inside(b"")
+
+
+@pytest.mark.parametrize(
+    ("ends", "protocol", "head"),
+    [(V4, ICMP, bytes((3, 4, 0, 0, 0, 0, 5, 0))), (V6, ICMPV6, bytes((2, 0, 0, 0, 0, 0, 5, 0)))],
+)
+def test_an_error_is_where_the_packet_is_that_it_is_about(
+    ends: Ends, protocol: int, head: bytes
+) -> None:
+    for port, expected in ((40000, True), (40001, False)):
+        quoted = tcp(ends, sport=port, dport=443)[: ends.header_len + 8]
+        assert is_inside(packets.packet(turned(ends), head + quoted, protocol)) == expected
+
+
+def test_what_is_inside_is_not_in_the_file(path: pathlib.Path) -> None:
+    with tracing(path) as trace:
+        trace.inside = Inside(LISTENERS, MAPPED.__contains__)
+        for port in (40000, 40001, 40000):
+            trace.add(plain(tcp(V4, sport=port)))
+    assert read(path) == [tcp(V4, sport=40001)]
+    assert trace.packets == 1
 
 
 # --- the filter -----------------------------------------------------------------------------------

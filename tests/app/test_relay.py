@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.aio import both_loops, turns
 from tests.helpers.engine_dialogue import (
     ACK,
     DIRECT4,
@@ -19,7 +16,6 @@ from tests.helpers.engine_dialogue import (
     RESOLVER4,
     RST,
     SYN,
-    Dialogue,
     Initiator,
     answered,
     datagram,
@@ -27,106 +23,16 @@ from tests.helpers.engine_dialogue import (
     read_datagram,
     read_unreachable,
 )
-from tests.helpers.fake_upstream import FakeDatagrams, FakeResolver, FakeStream, FakeUpstream
+from tests.helpers.fake_upstream import FakeStream
+from tests.helpers.relaying import Setup, assert_idle, relayed, setup
 from tunproxy.app import relay as relay_module
-from tunproxy.app.relay import Relay
 from tunproxy.errors import OpenFailed, Refusal
-from tunproxy.flow.events import FlowClosed
 from tunproxy.stack.tcp import SEND_QUEUE_HIGH, Endpoint
-from tunproxy.stack.udp import IDLE_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from tests.helpers.fake_upstream import Opening
-    from tunproxy.app.relay import Ways
     from tunproxy.upstream.base import StreamHandler
-    from tunproxy.upstream.direct import DatagramHandler
 
-
-class FakeWays:
-    """The ways out."""
-
-    def __init__(self) -> None:
-        self.proxy = FakeUpstream()
-        self.direct = FakeUpstream()
-        self.remote_resolver = FakeResolver()
-        self.direct_resolver = FakeResolver()
-
-
-class Setup:
-    """A relay, its engine, and an initiator; :meth:`turn` is what the driver would do."""
-
-    def __init__(self) -> None:
-        self.dialogue = Dialogue()
-        self.dialogue.now = time.monotonic()  # the relay's clock
-        self.ways = FakeWays()
-        self.relay = Relay(self.dialogue.engine, cast("Ways", self.ways))
-        self.relay.wake = self._wake
-        self.wakes = 0
-        self.initiator = Initiator(self.dialogue, REAL4)
-        self.closed: list[FlowClosed] = []
-
-    def _wake(self) -> None:
-        self.wakes += 1
-
-    def handle_events(self) -> None:
-        for event in self.dialogue.events():
-            self.relay.handle(event)
-            if isinstance(event, FlowClosed):
-                self.closed.append(event)
-
-    async def turn(self) -> None:
-        """Deal with the events, and give every task that can run its turn."""
-        self.handle_events()
-        await turns(5)
-
-    async def open(self) -> Opening[FakeStream, StreamHandler]:
-        self.initiator.syn()
-        await self.turn()
-        (opening,) = self.ways.proxy.streams
-        return opening
-
-    async def establish(self) -> tuple[FakeStream, StreamHandler]:
-        opening = await self.open()
-        stream = FakeStream()
-        opening.result.set_result(stream)
-        await self.turn()
-        self.initiator.complete()
-        await self.turn()
-        return stream, opening.handler
-
-    async def open_datagrams(self) -> Opening[FakeDatagrams, DatagramHandler]:
-        self.dialogue.feed(datagram(DIRECT4, b"first"))
-        await self.turn()
-        (opening,) = self.ways.direct.datagrams
-        return opening
-
-
-@pytest.fixture
-def setup() -> Setup:
-    return Setup()
-
-
-def relayed(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Decorate a test: it runs on both event loops, and its relay is closed in the end."""
-
-    @functools.wraps(test)
-    async def closing(setup: Setup, **kwargs: Any) -> None:
-        try:
-            await test(setup, **kwargs)
-        finally:
-            await setup.relay.close()
-            assert len(setup.relay.tasks) == 0
-
-    return both_loops(closing)
-
-
-def assert_idle(setup: Setup) -> None:
-    """The relay has forgotten everything."""
-    assert not setup.relay._flows
-    assert not setup.relay._lingering
-    assert len(setup.relay.tasks) == 0
+__all__ = ["setup"]
 
 
 # --- open -----------------------------------------------------------------------------------------
@@ -444,95 +350,6 @@ async def test_closing_the_relay_ends_everything(setup: Setup) -> None:
     assert_idle(setup)
 
 
-# --- datagrams ------------------------------------------------------------------------------------
-
-
-@relayed
-async def test_datagrams_wait_for_their_socket(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    assert (opening.host, opening.port) == ("203.0.113.7", 4000)
-    setup.dialogue.feed(datagram(DIRECT4, b"second"))
-    await setup.turn()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
-    await setup.turn()
-    setup.dialogue.feed(datagram(DIRECT4, b"third"))
-    await setup.turn()
-    assert stream.sent == [b"first", b"second", b"third"]
-    setup.wakes = 0
-    opening.handler.datagram_received(b"answer")
-    assert setup.wakes == 1
-    (packet,) = setup.dialogue.sent()
-    assert read_datagram(packet)[3] == b"answer"
-
-
-@relayed
-async def test_only_so_many_datagrams_wait(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    for number in range(20):
-        setup.dialogue.feed(datagram(DIRECT4, bytes([number])))
-    await setup.turn()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
-    await setup.turn()
-    assert stream.sent == [b"first", *(bytes([number]) for number in range(15))]
-    assert setup.dialogue.counters == {"udp_waiting_full": 5}
-
-
-@relayed
-async def test_an_idle_datagram_flow_closes_its_socket(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
-    await setup.turn()
-    setup.dialogue.advance(IDLE_S + 1)
-    await setup.turn()
-    assert stream.closed
-    assert_idle(setup)
-
-
-@pytest.mark.parametrize("defect", [False, True])
-@relayed
-async def test_a_socket_that_cannot_be_opened(
-    setup: Setup, caplog: pytest.LogCaptureFixture, defect: bool
-) -> None:
-    opening = await setup.open_datagrams()
-    error = ValueError("defect") if defect else OpenFailed(Refusal.UNREACHABLE, "no such name")
-    opening.result.set_exception(error)
-    await setup.turn()
-    (packet,) = setup.dialogue.sent()
-    assert read_unreachable(packet).code == 1
-    await setup.turn()
-    assert_idle(setup)
-    assert len(caplog.records) == defect
-
-
-@relayed
-async def test_a_target_that_refuses_datagrams(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
-    await setup.turn()
-    opening.handler.error_received(Refusal.REFUSED)
-    (packet,) = setup.dialogue.sent()
-    assert read_unreachable(packet).code == 3
-    await setup.turn()
-    assert stream.closed
-    assert_idle(setup)
-
-
-@relayed
-async def test_a_socket_that_comes_too_late_is_closed(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    setup.ways.direct.stubborn = True
-    setup.dialogue.advance(IDLE_S + 1)
-    await setup.turn()
-    stream = opening.result.result()
-    assert stream.closed
-    assert stream.sent == []
-    assert_idle(setup)
-
-
 # --- names ----------------------------------------------------------------------------------------
 
 
@@ -541,8 +358,8 @@ async def test_queries_are_forwarded_to_their_resolver(setup: Setup) -> None:
     for name in ("real.example", "www.direct.example"):
         setup.dialogue.feed(datagram(RESOLVER4, query(name), port=53))
     await setup.turn()
-    ((remote, first),) = setup.ways.remote_resolver.asked
-    ((direct, second),) = setup.ways.direct_resolver.asked
+    ((remote, first),) = setup.ways.names.remote.asked
+    ((direct, second),) = setup.ways.names.direct.asked
     assert b"real" in remote
     assert b"direct" in direct
     first.set_result(answered(remote, "192.0.2.7"))
@@ -559,7 +376,7 @@ async def test_a_defect_of_a_resolver_is_answered_and_logged(
 ) -> None:
     setup.dialogue.feed(datagram(RESOLVER4, query("real.example"), port=53))
     await setup.turn()
-    ((_, future),) = setup.ways.remote_resolver.asked
+    ((_, future),) = setup.ways.names.remote.asked
     future.set_exception(ValueError("defect"))
     await setup.turn()
     (packet,) = setup.dialogue.sent()

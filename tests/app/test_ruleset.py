@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.netns import Namespace
+from tunproxy.app.ipc import LinkTerms
 from tunproxy.app.plan import CapturePlan, Sysctl
 from tunproxy.app.ruleset import ruleset
 from tunproxy.linux import nftables
@@ -55,6 +56,29 @@ def test_every_system_ruleset_is_understood(table: nftables.OwnedTable) -> None:
         )
         for bypass, uplinks, stub6 in ((None, {}, False), (MATCH, SEVERAL, True)):
             table.load(ruleset(plan, bypass, [], uplinks, stub6=stub6))
+
+
+def test_every_ruleset_of_a_link_is_understood(table: nftables.OwnedTable) -> None:
+    local, dns = ("10.74.0.2/24", "fd74::2/64"), ("10.74.0.1", "10.74.0.2", "fd74::1")
+    for gateway, kill_switch, told in itertools.product((False, True), repeat=3):
+        for addresses, resolvers in itertools.product(
+            ((), local[:1], local[1:], local), ((), dns[:2], dns[2:], dns)
+        ):
+            plan = CapturePlan(
+                slot=0,
+                tun="tun0",
+                mode="system",
+                names=bool(resolvers),
+                exclude=("10.1.0.0/16", "10.1.2.0/24", "fd75::/16"),
+                gateway=gateway,
+                kill_switch=kill_switch,
+                resolved=told,
+                sysctls=STRICT,
+                link=LinkTerms(local=addresses, dns=resolvers, routes=("0.0.0.0/0", "::/0")),
+            )
+            bodies = ruleset(plan, MATCH, [], SEVERAL)
+            table.load(bodies)
+            assert "netdev" not in bodies
 
 
 def test_every_cgroup_ruleset_is_understood(table: nftables.OwnedTable) -> None:

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import stat
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,9 +53,7 @@ def is_alive(pid: int) -> bool:
 # ---- up: the beginning and the end
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT], ids=str
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT], ids=str)
 def test_up_captures_until_a_signal_comes(here: Place, number: signal.Signals) -> None:
     supervised = here.start()
     supervised.wait_ready()
@@ -65,6 +64,63 @@ def test_up_captures_until_a_signal_comes(here: Place, number: signal.Signals) -
     assert supervised.wait() == 0
     assert here.snapshot() == here.before
     assert supervised.stderr == []
+
+
+RELOADED = """
+    from tunproxy.app.ipc import Reload
+    connect()
+    received = link.recv()
+    say(received is not None and received.message == Reload())
+    assert received is None or link.recv() is None
+"""
+
+
+def test_sighup_has_the_engine_read_the_rules_again(here: Place) -> None:
+    supervised = here.start(RELOADED)
+    supervised.wait_ready()
+    supervised.send_signal(signal.SIGHUP)
+    assert supervised.wait_for(1) == [[True]]
+    assert supervised.running
+
+
+def test_a_terminal_that_is_hung_up_is_the_end(here: Place) -> None:
+    master, slave = os.openpty()
+    try:
+        supervised = here.start(RELOADED, stdin=slave, wrapper=["setsid", "--ctty"])
+        supervised.wait_ready()
+        # While it is there, it is somebody's wish as well.
+        supervised.send_signal(signal.SIGHUP)
+        assert supervised.wait_for(1) == [[True]]
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert supervised.wait() == 0
+    assert here.snapshot() == here.before
+
+
+def test_owners_of_sockets_and_cgroups(here: Place) -> None:
+    with socket.socket() as sock:
+        inode = os.fstat(sock.fileno()).st_ino
+        supervised = here.start(f"""
+            from tunproxy.app.ipc import WantOwners
+            answer = ask(WantOwners(7, ({inode}, 0xFFFFFFFF), (1 << 60,))).message
+            say(answer.id, answer.programs, answer.cgroups)
+            connect()
+            assert link.recv() is None
+        """)
+        program = os.path.realpath(sys.executable)
+        assert supervised.wait_for(1) == [[7, {str(inode): program}, {}]]
+        supervised.wait_ready()
+
+
+def test_too_many_questions_at_once(here: Place) -> None:
+    supervised = here.start("""
+        from tunproxy.app.ipc import WantOwners
+        link.send(WantOwners(7, tuple(range(1000)), ()))
+        assert link.recv() is None
+    """)
+    assert supervised.wait() == 1
+    assert "asks too much at once" in supervised.stderr[0]
 
 
 def test_nothing_is_captured_before_the_engine_is_connected(here: Place) -> None:

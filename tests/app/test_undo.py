@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tests.helpers.capture import isolate
@@ -68,6 +69,19 @@ def test_undo_removes_all_traces_and_says_which() -> None:
     ]
     assert snapshot() == before
     assert undo(PLAN) == Report()
+
+
+def test_undo_takes_our_addresses_from_a_device_that_stays(namespace: Namespace) -> None:
+    namespace.ip("tuntap", "add", "tun0", "mode", "tun")
+    namespace.ip("addr", "add", "10.74.0.7/24", "dev", "tun0")
+    before = snapshot()
+    plan = msgspec.structs.replace(PLAN, given=("10.74.0.2/24", "fd74::2/64", "10.9.9.9/32"))
+    for address in plan.given[:2]:
+        namespace.ip("addr", "add", address, "dev", "tun0")
+    report = undo(plan)
+    assert report == Report(removed=["addresses 10.74.0.2/24, fd74::2/64 of tun0"])
+    assert snapshot() == before
+    assert undo(plan) == Report()
 
 
 def test_undo_goes_on_after_each_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
     from tests.helpers.packets import Ends
 
-STACKS = ("user",)
+STACKS = ("user", "system")
 """Who terminates TCP: the values of ``--stack`` that the suite is run with."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Name the mark of behaviours that are the user stack's own."""
-    config.addinivalue_line("markers", "user_stack: applies to --stack user only")
+    line = "user_stack(reason): does not apply to --stack system, where the kernel may do otherwise"
+    config.addinivalue_line("markers", line)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -47,17 +48,33 @@ def stack(request: pytest.FixtureRequest) -> str:
     return name
 
 
+_KERNEL = (
+    "net.ipv4.tcp_invalid_ratelimit=0",
+    "net.ipv4.tcp_early_retrans=0",
+    "net.ipv4.tcp_rto_min_us=500000",
+    "net.ipv4.tcp_rmem=4096 131072 262144",
+)
+"""What the kernel's stack is told where it is tested: every segment that asks for an answer has one
+(by default one in half a second), nothing is sent again before a time-out (a probe for a lost tail
+comes within milliseconds) of half a second, and a window is soon full (it may grow to megabytes).
+"""
+
+
 @pytest.fixture(scope="package")
 def lab() -> Iterator[Lab]:
     """A laboratory with everything in it running."""
     with Lab() as laboratory:
+        laboratory.client.run("sysctl", "-qw", *_KERNEL)
         yield laboratory
 
 
 @pytest.fixture(scope="package")
 def program(lab: Lab, stack: str) -> Iterator[Tunproxy]:
-    """The program; it must live to the end of the suite, and end well."""
-    with up(lab, "--stack", stack) as running:
+    """The program; it must live to the end of the suite, and end well.
+
+    It has no way for datagrams: what is refused how is then its own doing.
+    """
+    with up(lab, "--stack", stack, "--udp", "reject") as running:
         yield running
         assert running.stop() == 0, running.output()
 

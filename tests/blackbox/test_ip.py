@@ -249,12 +249,6 @@ def is_parameter_problem(peer: Peer, heard: Heard, code: int, pointer: int) -> b
     )
 
 
-LACKS_PROBLEMS = pytest.mark.xfail(
-    strict=True, reason="the program sends no ICMPv6 Parameter Problem: it drops and counts"
-)
-
-
-@LACKS_PROBLEMS
 @pytest.mark.parametrize("kind", [0xBE, 0xFE], ids=["10", "11"])
 def test_option_that_must_be_known_is_a_parameter_problem(peer6: Peer, kind: int) -> None:
     """RFC 8200 4.2, RFC 4443 3.4: code 2, and a pointer to the option."""
@@ -263,7 +257,6 @@ def test_option_that_must_be_known_is_a_parameter_problem(peer6: Peer, kind: int
     assert peer6.wire.pending(lambda heard: is_parameter_problem(peer6, heard, 2, 42))
 
 
-@LACKS_PROBLEMS
 def test_unknown_next_header_is_a_parameter_problem(peer6: Peer) -> None:
     """RFC 8200 4, RFC 4443 3.4: code 1, and a pointer to the field."""
     peer6.wire.send(packets.packet(peer6.ends, b"?" * 20, 253))
@@ -271,12 +264,34 @@ def test_unknown_next_header_is_a_parameter_problem(peer6: Peer) -> None:
     assert peer6.wire.pending(lambda heard: is_parameter_problem(peer6, heard, 1, 6))
 
 
-@LACKS_PROBLEMS
 def test_routing_header_with_segments_left_is_a_parameter_problem(peer6: Peer) -> None:
     """RFC 5095 3, RFC 8200 4.4: code 0, and a pointer to the type."""
     peer6.wire.send(syn6(peer6, packets.routing(1, [peer6.ends.dst])))
     peer6.wire.barrier()
     assert peer6.wire.pending(lambda heard: is_parameter_problem(peer6, heard, 0, 42))
+
+
+def test_hop_by_hop_header_elsewhere_is_a_parameter_problem(peer6: Peer) -> None:
+    """RFC 8200 4: a next header of zero is unknown anywhere but in the IPv6 header; code 1."""
+    peer6.wire.send(syn6(peer6, packets.destination(), packets.hop_by_hop()))
+    peer6.wire.barrier()
+    assert peer6.wire.pending(lambda heard: is_parameter_problem(peer6, heard, 1, 40))
+
+
+def test_option_that_asks_for_silence_is_no_parameter_problem(peer6: Peer) -> None:
+    """RFC 8200 4.2: 01 means to discard, and no more."""
+    peer6.wire.send(syn6(peer6, packets.destination(bytes((0x7E, 4, 0, 0, 0, 0)))))
+    expect_no_icmp(peer6.wire, peer6.ends)
+
+
+def test_error_behind_an_option_is_not_answered(peer6: Peer) -> None:
+    """RFC 4443 2.4(e.1): whatever else is wrong with it."""
+    unknown = packets.destination(bytes((0xBE, 4, 0, 0, 0, 0)))
+    error = packets.ip6(
+        b"\1" + bytes(7), packets.ICMPV6, unknown, src=peer6.ends.src, dst=peer6.ends.dst
+    )
+    peer6.wire.send(error)
+    expect_no_icmp(peer6.wire, peer6.ends)
 
 
 def test_option_that_must_be_known_is_no_problem_of_a_multicast(peer6: Peer) -> None:
@@ -362,9 +377,6 @@ def test_unknown_protocol_is_counted(dial: Dialler, status: Status, protocol: in
         dial.wire.send(packets.packet(dial.ends, b"?" * 40, protocol))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the program sends no ICMP Protocol Unreachable: it drops and counts"
-)
 def test_unknown_protocol_is_unreachable(dial4: Dialler) -> None:
     """RFC 1122 3.2.2.1: at once, so that SCTP does not wait for an answer."""
     dial4.wire.send(packets.packet(dial4.ends, b"?" * 40, 132))

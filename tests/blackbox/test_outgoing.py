@@ -61,7 +61,8 @@ def patient(dial: Dialler, options: bytes = b"", **fields: int) -> tuple[Peer, s
     """A connection whose round trip the program believes to be seconds long.
 
     The handshake ACK echoes a timestamp as if it had been under way for so long. So no timer of the
-    program interferes with what a test does meanwhile.
+    program interferes with what a test does meanwhile. The kernel does not believe it, and has been
+    told to be patient (conftest.py); it needs an honest one.
     """
     listener = dial.listener()
     peer = dial.peer(listener.getsockname()[1])
@@ -70,8 +71,10 @@ def patient(dial: Dialler, options: bytes = b"", **fields: int) -> tuple[Peer, s
         setattr(peer, name, value)
     peer.open(padded(options + peer.own_timestamps()))
     now = peer.tsecr
-    peer.tsecr = now - 3000 & 0xFFFFFFFF
-    peer.send("A")
+    for echo in (now - 3000 & 0xFFFFFFFF, now):
+        peer.tsecr = echo
+        peer.send("A")
+    peer.pending()
     # Later echoes say nothing (RFC 7323 3.2: a TSecr of zero is not valid in a segment of ours).
     peer.tsecr = 0
     return peer, dial.accept(listener)
@@ -144,6 +147,7 @@ def test_packets_are_atomic(dial: Dialler) -> None:
         assert heard.ip.hlim == 64
 
 
+@user_stack(reason="how much goes in one is the kernel's own choice")
 def test_large_transfer_goes_in_super_segments(dial: Dialler) -> None:
     """The kernel cuts what is for itself: few writes, and none above 64 KiB."""
     peer, far = dial(mss(1400) + wscale(7))
@@ -204,7 +208,7 @@ def test_scale_above_14_counts_as_14(dial: Dialler) -> None:
     peer, far = opened_with(dial, mss(1460) + wscale(15), 1)
     far.sendall(TEXT)
     flight(peer, 50000)  # so that nothing but the window counts
-    assert 16384 - 1460 < flight_until_repeated(peer) <= 16384
+    assert 16384 - 1460 <= flight_until_repeated(peer) <= 16384
 
 
 def test_window_of_the_syn_is_not_scaled(dial: Dialler) -> None:
@@ -219,7 +223,7 @@ def test_window_of_the_syn_is_not_scaled(dial: Dialler) -> None:
     assert all(seen.end <= 2 for seen in peer.pending())
 
 
-@user_stack
+@user_stack(reason="the kernel probes without an octet, and with a number that is too low")
 def test_closed_window_is_probed_with_back_off(dial4: Dialler) -> None:
     """RFC 9293 3.8.6.1, MUST-35, SHLD-29, SHLD-30: one octet, again and again."""
     peer, far = dial4(win=0)
@@ -244,6 +248,7 @@ def test_nothing_but_probes_enters_a_closed_window(dial: Dialler) -> None:
     assert peer.hear_data(5000) == TEXT[:5000]
 
 
+@user_stack(reason="the kernel's probes have nothing in them that could be taken")
 def test_probe_that_is_taken_counts(dial: Dialler) -> None:
     """RFC 9293 3.8.6.1: the next one is the next octet."""
     peer, far = dial(win=0)
@@ -287,10 +292,9 @@ def test_shrunken_window_is_survived(dial: Dialler) -> None:
     peer.ack = 2001
     peer.win = 0xFFFF
     peer.send("A")
-    assert peer.hear_data(8000) == TEXT[2000:10000]
+    assert peer.hear_data(8000, acknowledge=True) == TEXT[2000:10000]
 
 
-@user_stack
 def test_silly_window_is_not_filled_at_once(dial4: Dialler) -> None:
     """RFC 9293 3.8.6.2.1, MUST-38: ten octets are not worth a segment, until a timer overrides."""
     peer, far = dial4(mss(1000), win=3000)
@@ -307,7 +311,6 @@ def test_silly_window_is_not_filled_at_once(dial4: Dialler) -> None:
 # Repetition
 
 
-@user_stack
 def test_unanswered_data_is_repeated_with_back_off(dial4: Dialler) -> None:
     """RFC 6298 5.4, 5.5: the earliest of it, and each time twice as late."""
     peer, far = dial4()
@@ -319,7 +322,6 @@ def test_unanswered_data_is_repeated_with_back_off(dial4: Dialler) -> None:
         assert gap > least
 
 
-@user_stack
 def test_repetition_begins_with_the_earliest(dial4: Dialler) -> None:
     """RFC 6298 5.4: what the ACK names, though more is outstanding."""
     peer, far = dial4(mss(500))
@@ -344,7 +346,6 @@ def test_ack_of_a_part_of_a_segment_is_taken(dial: Dialler) -> None:
     assert (again.seq, again.data) == (101, TEXT[100:400])
 
 
-@user_stack
 def test_third_duplicate_ack_repeats_the_segment(dial: Dialler) -> None:
     """RFC 5681 3.2: not the second one; and without waiting for the timer."""
     peer, far = patient(dial, mss(1012))
@@ -357,7 +358,6 @@ def test_third_duplicate_ack_repeats_the_segment(dial: Dialler) -> None:
     assert again.data == TEXT[:1000]
 
 
-@user_stack
 def test_partial_ack_repeats_the_next_segment(dial: Dialler) -> None:
     """RFC 6582 3.2: a second loss in the window does not cost a time-out."""
     peer, far = patient(dial, mss(1012))
@@ -380,7 +380,6 @@ def test_ack_with_text_is_no_duplicate(dial: Dialler) -> None:
     assert [seen for seen in peer.pending() if seen.data] == []
 
 
-@user_stack
 def test_sack_repeats_the_hole_and_nothing_else(dial: Dialler) -> None:
     """RFC 6675 4, 5: three segments above it, reported in one ACK, are enough."""
     peer, far = patient(dial, mss(1012) + SACK_OK)
@@ -390,7 +389,6 @@ def test_sack_repeats_the_hole_and_nothing_else(dial: Dialler) -> None:
     assert [(seen.seq, seen.data) for seen in said] == [(1001, TEXT[1000:2000])]
 
 
-@user_stack
 def test_sack_repeats_every_hole(dial: Dialler) -> None:
     """RFC 6675 4, NextSeg (1)."""
     peer, far = patient(dial, mss(1012) + SACK_OK)
@@ -401,7 +399,6 @@ def test_sack_repeats_every_hole(dial: Dialler) -> None:
     assert all(seen.data == TEXT[seen.seq - 1 : seen.seq + 999] for seen in said)
 
 
-@user_stack
 def test_hole_is_not_repeated_for_each_sack(dial: Dialler) -> None:
     """RFC 6675 5: once in a recovery, however many ACKs report it."""
     peer, far = patient(dial, mss(1012) + SACK_OK)
@@ -417,12 +414,13 @@ def test_hole_is_not_repeated_for_each_sack(dial: Dialler) -> None:
     ids=["never sent", "half never sent", "backwards", "long ago", "empty"],
 )
 def test_sack_that_lies_is_ignored(dial: Dialler, block: tuple[int, int]) -> None:
-    """RFC 2018 3: nothing is repeated for it, and nothing is forgotten either."""
+    """RFC 2018 3: nothing is repeated for it, and the next ACK is worth as much as ever."""
     peer, far = patient(dial, mss(1012) + SACK_OK)
     outstanding(peer, far)
     for _ in range(4):
         peer.send("A", ack=1, options=sacking(peer, block))
     assert [seen for seen in peer.pending() if seen.data] == []
+    peer.send("A", ack=5001)
     far.sendall(TEXT[10000:11000])
     assert peer.hear("more").seq == 10001
 
@@ -437,7 +435,6 @@ def test_d_sack_is_no_sign_of_loss(dial: Dialler) -> None:
     assert [seen for seen in peer.pending() if seen.data] == []
 
 
-@user_stack
 def test_everything_is_repeated_to_a_peer_that_took_back_its_sack(dial4: Dialler) -> None:
     """RFC 2018 8: after a time-out nothing that was only SACKed may count as received."""
     peer, far = dial4(mss(1000) + SACK_OK)
@@ -458,8 +455,11 @@ def test_repetition_is_of_the_same_octets(dial: Dialler) -> None:
     peer, far = dial(mss(300))
     far.sendall(TEXT[:700])
     flight(peer, 700, hold=True)
-    peer.send("A", ack=151)
-    seen = peer.hear("a repetition")
-    while seen.end < 701 or seen.seq < 151:
-        assert seen.data == TEXT[seen.seq - 1 : seen.end - 1]
+    peer.ack = 151
+    peer.send("A")
+    while peer.ack < 701:
         seen = peer.hear("a repetition")
+        assert seen.data == TEXT[seen.seq - 1 : seen.end - 1]
+        if seen.seq <= peer.ack < seen.end:
+            peer.ack = seen.end
+            peer.send("A")

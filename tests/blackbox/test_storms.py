@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tests.helpers.lab_tunproxy import Tunproxy
 
 pytestmark = pytest.mark.netns
-user_stack = pytest.mark.user_stack
 
 MANY = 20_000
 SERVED_S = 2
@@ -116,7 +115,7 @@ FLOODS = [
 ]
 
 
-@user_stack
+@pytest.mark.alone
 @pytest.mark.parametrize("port", FLOODS)
 def test_flood_of_syns_from_forged_sources(lab: Lab, wire: Wire, status: Status, port: int) -> None:
     """RFC 4987 3: 20,000 of them; a real client is served in the middle of it and afterwards."""

@@ -38,6 +38,18 @@ def test_defaults_are_right() -> None:
     assert "default.list" in done.stdout
 
 
+def test_summary_of_a_vpn(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "vpn.toml"
+    file.write_text(
+        '[vpn]\nlocal = ["10.74.0.2/24", "fd74::2/64"]\npeer = ["10.74.0.1"]\n'
+        'route = ["default"]\nmtu = 1400\nremote_setup = true\n'
+    )
+    done = tunproxy("check", "-c", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    said = "IP packets; local 10.74.0.2/24, fd74::2/64; peer 10.74.0.1; to default; mtu 1400"
+    assert f"vpn      {said}; remote setup\n" in done.stdout
+
+
 def test_summary(config: pathlib.Path) -> None:
     done = tunproxy("check", "-c", str(config))
     assert (done.returncode, done.stderr) == (0, "")

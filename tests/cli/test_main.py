@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.command import failure, sentence, tunproxy
 from tunproxy import __version__
 
-COMMANDS = {"up", "run", "bypass", "serve", "down", "recover", "check", "status", "demo"}
+COMMANDS = {"up", "run", "bypass", "serve", "down", "recover", "check", "status", "demo", "vpn"}
 
 PCAP = ("--pcap", "f.pcap", "--pcap-filter")
 

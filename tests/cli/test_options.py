@@ -54,7 +54,19 @@ def test_every_option(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -
         *("--rules", "/r.list", "--include", "10.0.0.0/8", "--include", "fd00::/8"),
         *("--exclude", "10.1.2.3", "--tun", "tp0", "--mtu", "9000", "--stack", "user"),
         *("--pcap", "f.pcap", "--pcap-filter", "[::1]:80"),
-        *("--dns", "off", "--kill-switch", "--gateway", "-vv", "host", "-v", "--", "true"),
+        *(
+            "--udp",
+            "tun",
+            "--dns",
+            "off",
+            "--kill-switch",
+            "--gateway",
+            "-vv",
+            "host",
+            "-v",
+            "--",
+            "true",
+        ),
     )
     (server,) = got.config.server
     assert (server.target, server.port, server.identity) == ("host", 2222, "~/key")
@@ -68,6 +80,7 @@ def test_every_option(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -
     assert (config.tun.name, config.tun.mtu, config.tun.stack) == ("tp0", 9000, "user")
     assert (config.tun.pcap, config.tun.pcap_filter) == (str(tmp_path / "f.pcap"), "[::1]:80")
     assert config.dns.mode == "off"
+    assert config.udp.via == "tun"
     assert got.verbosity == 3
 
 

@@ -222,3 +222,36 @@ def test_address_that_is_taken(tmp_path: pathlib.Path) -> None:
         )
     assert done.returncode == 4
     assert "choose another address or port" in sentence(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--pool", "10.0.0.0/24"),
+        ("--tap",),
+        ("--isolate",),
+        ("--route", "default"),
+        ("--dns", "192.0.2.53"),
+        ("--mtu", "1400"),
+        ("--tun", "tphub1"),
+        ("--no-nat",),
+    ],
+)
+def test_options_of_a_hub_need_one(options: tuple[str, ...]) -> None:
+    assert failure("serve", *options, status=2) == (
+        f"{options[0]} is for a hub: add --hub, or leave it out; see tunproxy serve --help"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--pool", "10.0.0.1/24"), "invalid value for '--pool': 10.0.0.1/24 has host bits set"),
+        (("--pool", "10.0.0.0/24", "--pool", "10.1.0.0/24"), "one --pool of IPv4"),
+        (("--route", "everything"), "invalid value for '--route'"),
+        (("--dns", "resolver"), "invalid value for '--dns'"),
+        (("--mtu", "100"), "invalid value for '--mtu'"),
+    ],
+)
+def test_hub_that_cannot_be(options: tuple[str, ...], said: str) -> None:
+    assert said in failure("serve", "--hub", *options, status=2)

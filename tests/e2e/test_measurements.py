@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.lab_host import REPOSITORY
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.alone]
 
 
 def rows(script: str, *arguments: str) -> list[list[str]]:
@@ -29,10 +29,24 @@ def test_loss() -> None:
         assert float(rate.split()[0]) > 0, name
 
 
+def test_vpn() -> None:
+    good_head, _, *good, bad_head, _, down, up = rows(
+        "vpn", "--rounds", "1", "--seconds", "0.5", "--loss", "0", "--rtt", "1"
+    )
+    assert (
+        good_head[1:]
+        == bad_head[1:]
+        == ["ssh -w", "vpn, sshd", "ratio", "vpn, hub", "ratio", "up", "ratio"]
+    )
+    for row in (*good, down, up):
+        assert all(float(cell.split()[0]) > 0 for cell in row[1:]), row
+
+
 def test_idle() -> None:
     table = rows("idle", "--flows", "1", "50", "--seconds", "0.3")
-    costs, bare = table[2:5], table[7:]
-    assert [row[0] for row in costs] == ["0", "1", "50"]
-    assert all(float(row[1]) > 0 for row in costs)
+    user, system, bare = table[2:5], table[7:10], table[12:]
+    for costs in (user, system):
+        assert [row[0] for row in costs] == ["0", "1", "50"]
+        assert all(float(row[1]) > 0 for row in costs)
     assert [row[0] for row in bare] == ["1", "50"]
     assert all(float(row[1]) > 0 for row in bare)

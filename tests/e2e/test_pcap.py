@@ -69,12 +69,13 @@ def follow(trace: pathlib.Path, stream: str) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
-def test_one_flow_as_tshark_sees_it(lab: Lab, family: str) -> None:
+def test_one_flow_as_tshark_sees_it(lab: Lab, stack: str, family: str) -> None:
     trace = lab.directory / "flow.pcap"
     body = b"".join(origin.stream(2 * MIB))
     upload = lab.directory / "body"
     upload.write_bytes(body)
-    with up(lab, "--pcap", str(trace), "--pcap-filter", "origin.test:80") as program:
+    options = ("--stack", stack, "--pcap", str(trace), "--pcap-filter", "origin.test:80")
+    with up(lab, *options) as program:
         assert whoami(lab.client, WORLD4) == OUTSIDE4
         fetch = (*CURL, family, "-o", "-", f"http://origin.test/bytes/{3 * MIB}")
         lab.client.run("sh", "-c", f"{' '.join(fetch)} >{lab.directory}/fetched")
@@ -104,13 +105,22 @@ def test_one_flow_as_tshark_sees_it(lab: Lab, family: str) -> None:
     assert follow(trace, "1")[0].partition(b"\r\n\r\n")[2] == body
 
 
-def test_everything_that_a_command_sends(lab: Lab) -> None:
-    """Without a filter, and below the working directory: DNS and all."""
-    where = lab.directory / "here"
+def test_everything_that_a_command_sends(lab: Lab, stack: str) -> None:
+    """Without a filter, and below the working directory: DNS and all; each packet once, between
+    the addresses that the command knows, whoever terminates TCP."""
+    where = lab.directory / f"here-{stack}"
     where.mkdir()
-    command = (*CURL, "http://v4.test/whoami")
-    run_command(lab, *command, options=("--pcap", "all.pcap"), cwd=where)
+    told = "%{local_ip} %{local_port} %{remote_ip}"
+    command = (*CURL, "-4", "-w", told, "http://v4.test/whoami")
+    options = ("--stack", stack, "--pcap", "all.pcap")
+    done = run_command(lab, *command, options=options, cwd=where)
+    local, port, remote = done.stdout.splitlines()[-1].split()
     trace = where / "all.pcap"
+    there, back = (local, port, remote), (remote, "80", local)
+    ends = fields(trace, "tcp", "ip.src", "tcp.srcport", "ip.dst")
+    assert {there, back} == set(ends)
+    assert fields(trace, "tcp.analysis.retransmission", "frame.number") == []
+    assert ends[0] == there
     assert complaints(trace) == []
     assert ("v4.test",) in fields(trace, "dns.flags.response == 0", "dns.qry.name")
     answers = fields(trace, "dns.flags.response == 1", "udp.checksum.status")

@@ -30,7 +30,7 @@ def reaches_world_directly(lab: Lab) -> bool:
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_stopped_by_a_signal(lab: Lab, number: signal.Signals, options: tuple[str, ...]) -> None:
     before = snapshot(lab.client)
     with up(lab, *options) as program:

@@ -11,15 +11,15 @@ from dnslib import RCODE, DNSRecord
 from tests.helpers.engine_dialogue import RULES, answered, framed, no_sets, query, unframed
 from tunproxy.flow import dnsservice
 from tunproxy.flow.dnsservice import Asker, DatagramAnswer, DnsService, StreamAnswer
-from tunproxy.flow.events import ForwardQuery
 from tunproxy.flow.fakeip import FakePools
-from tunproxy.flow.nameserver import NameServer
+from tunproxy.flow.nameserver import BINDING_PATIENCE_S, PROBE_PATIENCE_S, NameServer
 from tunproxy.flow.rules import RuleTable
 
 ASKER = Asker(bytes((198, 18, 0, 1)), 40000, bytes((198, 18, 0, 2)), 53)
 FAKED = query("www.example.com")
 FORWARDED = query("real.example", ident=8)
 FLOW = 5
+NOW = 1000.0
 
 
 class Service:
@@ -35,20 +35,21 @@ class Service:
         )
         self.counters: Counter[str] = Counter()
         self.dns = DnsService(nameserver, self.counters)
-        self.dns.open_stream(FLOW)
+        self.dns.open_stream(FLOW, NOW)
 
     def stream(self, octets: bytes, *, end: bool = False) -> tuple[StreamAnswer, list[int]]:
         """Deliver octets that are taken; return the answer and the numbers of what is forwarded."""
-        result = self.dns.stream_data(FLOW, [octets] if octets else [], end)
+        result = self.dns.stream_data(FLOW, [octets] if octets else [], end, NOW)
         assert result is not None
         answer, forwards = result
         return answer, [forward.query for forward in forwards]
 
     def forward(self, ident: int = 8) -> int:
         """Have one query by UDP forwarded."""
-        result = self.dns.datagram(ASKER, query("real.example", ident=ident))
-        assert isinstance(result, ForwardQuery)
-        return result.query
+        answer, forward = self.dns.datagram(ASKER, query("real.example", ident=ident), NOW)
+        assert answer is None
+        assert forward is not None
+        return forward.query
 
 
 @pytest.fixture
@@ -64,8 +65,9 @@ def records(stream: bytes) -> list[DNSRecord]:
 
 
 def test_a_datagram_is_answered_at_once(service: Service) -> None:
-    answer = service.dns.datagram(ASKER, memoryview(FAKED))
-    assert isinstance(answer, DatagramAnswer)
+    answer, forward = service.dns.datagram(ASKER, memoryview(FAKED), NOW)
+    assert answer is not None
+    assert forward is None
     assert answer.asker == ASKER
     record = DNSRecord.parse(answer.message)
     assert (record.header.id, len(record.rr)) == (7, 1)
@@ -77,29 +79,29 @@ def test_a_datagram_is_forwarded_and_answered_later(service: Service) -> None:
     assert first != second
     for number, ident in ((second, 2), (first, 1)):
         response = answered(query("real.example", ident=ident), "192.0.2.7")
-        answer = service.dns.response(number, response)
+        answer = service.dns.response(number, response, NOW)
         assert isinstance(answer, DatagramAnswer)
         assert DNSRecord.parse(answer.message).header.id == ident
     assert service.dns.remembered_name(bytes((192, 0, 2, 7))) == "real.example"
 
 
 def test_direct_names_go_to_the_machines_own_resolver(service: Service) -> None:
-    proxied = service.dns.datagram(ASKER, FORWARDED)
-    direct = service.dns.datagram(ASKER, query("www.direct.example"))
-    assert isinstance(proxied, ForwardQuery)
-    assert isinstance(direct, ForwardQuery)
+    _, proxied = service.dns.datagram(ASKER, FORWARDED, NOW)
+    _, direct = service.dns.datagram(ASKER, query("www.direct.example"), NOW)
+    assert proxied is not None
+    assert direct is not None
     assert (proxied.direct, direct.direct) == (False, True)
 
 
 @pytest.mark.parametrize(("message", "reason"), [(b"", "dns_short"), (FAKED[:11], "dns_short")])
 def test_what_is_no_query_is_dropped(service: Service, message: bytes, reason: str) -> None:
-    assert service.dns.datagram(ASKER, message) is None
+    assert service.dns.datagram(ASKER, message, NOW) == (None, None)
     assert service.counters == {reason: 1}
     assert service.dns.queries == 0
 
 
 def test_a_resolver_that_fails_is_a_servfail(service: Service) -> None:
-    answer = service.dns.response(service.forward(), None)
+    answer = service.dns.response(service.forward(), None, NOW)
     assert isinstance(answer, DatagramAnswer)
     assert DNSRecord.parse(answer.message).header.rcode == RCODE.SERVFAIL
 
@@ -108,9 +110,12 @@ def test_there_is_a_bound_for_what_waits(service: Service, monkeypatch: pytest.M
     monkeypatch.setattr(dnsservice, "MAX_PENDING", 2)
     first = service.forward()
     service.forward()
-    assert service.dns.datagram(ASKER, FORWARDED) is None
+    answer, forward = service.dns.datagram(ASKER, FORWARDED, NOW)
+    assert forward is None
+    assert answer is not None
+    assert DNSRecord.parse(answer.message).header.rcode == RCODE.SERVFAIL
     assert service.counters == {"dns_pending_full": 1}
-    service.dns.response(first, None)
+    service.dns.response(first, None, NOW)
     service.forward()
 
 
@@ -137,7 +142,7 @@ def test_pipelined_queries_are_answered_in_any_order(service: Service) -> None:
     assert [record.header.id for record in records(answer.data)] == [7]
     for number, ident in ((second, 9), (first, 8)):
         response = answered(query("real.example", ident=ident), "192.0.2.7")
-        later = service.dns.response(number, response)
+        later = service.dns.response(number, response, NOW)
         assert isinstance(later, StreamAnswer)
         assert (later.flow, later.end) == (FLOW, False)
         assert [record.header.id for record in records(later.data)] == [ident]
@@ -146,8 +151,8 @@ def test_pipelined_queries_are_answered_in_any_order(service: Service) -> None:
 def test_a_half_closed_asker_gets_its_answers_first(service: Service) -> None:
     answer, (first, second) = service.stream(framed(FORWARDED, FORWARDED), end=True)
     assert answer == StreamAnswer(FLOW, b"", end=False)
-    middle = service.dns.response(first, None)
-    last = service.dns.response(second, None)
+    middle = service.dns.response(first, None, NOW)
+    last = service.dns.response(second, None, NOW)
     assert isinstance(middle, StreamAnswer)
     assert isinstance(last, StreamAnswer)
     assert (middle.end, last.end) == (False, True)
@@ -164,7 +169,7 @@ def test_an_answer_for_a_vanished_asker_finds_nobody(service: Service) -> None:
     _, (number,) = service.stream(framed(FORWARDED))
     service.dns.close_stream(FLOW)
     service.dns.close_stream(FLOW)
-    assert service.dns.response(number, None) is None
+    assert service.dns.response(number, None, NOW) is None
     assert not service.dns._pending
 
 
@@ -179,9 +184,9 @@ def test_who_asks_too_much_at_a_time_is_reset(
 ) -> None:
     monkeypatch.setattr(dnsservice, "MAX_PER_STREAM", 3)
     _, numbers = service.stream(framed(*[FORWARDED] * 3))
-    service.dns.response(numbers[0], None)
+    service.dns.response(numbers[0], None, NOW)
     service.stream(framed(FORWARDED))
-    assert service.dns.stream_data(FLOW, [framed(FORWARDED)], False) is None
+    assert service.dns.stream_data(FLOW, [framed(FORWARDED)], False, NOW) is None
     assert service.counters == {"dns_stream_overrun": 1}
 
 
@@ -192,8 +197,8 @@ def test_who_asks_too_much_takes_no_room_from_others(
     monkeypatch.setattr(dnsservice, "MAX_PENDING", 10)
     monkeypatch.setattr(dnsservice, "MAX_PER_STREAM", 3)
     for flow in range(10, 20):
-        service.dns.open_stream(flow)
-        assert service.dns.stream_data(flow, [framed(*[FORWARDED] * 9)], False) is None
+        service.dns.open_stream(flow, NOW)
+        assert service.dns.stream_data(flow, [framed(*[FORWARDED] * 9)], False, NOW) is None
         service.dns.close_stream(flow)
     assert not service.dns._pending
     service.forward()
@@ -205,9 +210,10 @@ def test_the_bound_for_all_holds_for_streams_too(
     monkeypatch.setattr(dnsservice, "MAX_PENDING", 1)
     answer, numbers = service.stream(framed(FORWARDED, FORWARDED), end=True)
     assert len(numbers) == 1
+    assert [record.header.rcode for record in records(answer.data)] == [RCODE.SERVFAIL]
     assert not answer.end
     assert service.counters == {"dns_pending_full": 1}
-    last = service.dns.response(numbers[0], None)
+    last = service.dns.response(numbers[0], None, NOW)
     assert isinstance(last, StreamAnswer)
     assert last.end
 
@@ -219,3 +225,161 @@ def test_an_unfinished_message_is_all_that_is_kept(service: Service) -> None:
     assert len(service.dns._streams[FLOW].buffer) == 0
     # The long one has a header and a body that makes no sense.
     assert [record.header.id for record in records(answer.data)] == [0, 7]
+
+
+def test_nothing_is_taken_from_a_stream_that_is_over(service: Service) -> None:
+    (ended,) = service.dns.handle_timeout(NOW + dnsservice.IDLE_S)
+    assert ended == StreamAnswer(FLOW, b"", end=True)
+    answer, forwards = service.stream(framed(FAKED))
+    assert (answer, forwards) == (StreamAnswer(FLOW, b"", end=False), [])
+    assert service.counters == {"dns_stream_over": 1}
+    service.stream(b"", end=True)
+    assert service.counters == {"dns_stream_over": 1}
+
+
+# --- time -----------------------------------------------------------------------------------------
+
+PROBED = query("www.example.com", ident=9)
+
+
+@pytest.fixture
+def truthful(service: Service) -> Service:
+    service.dns.nameserver.truthful = True
+    service.dns.close_stream(FLOW)
+    return service
+
+
+def probe(service: Service) -> int:
+    answer, forward = service.dns.datagram(ASKER, PROBED, NOW)
+    assert answer is None
+    assert forward is not None
+    assert (forward.direct, forward.server) == (False, None)
+    return forward.query
+
+
+def test_there_is_nothing_to_wait_for(service: Service) -> None:
+    service.dns.close_stream(FLOW)
+    service.forward()
+    assert service.dns.poll_at() is None
+    assert list(service.dns.handle_timeout(NOW + 1e6)) == []
+
+
+def test_an_asker_waits_only_so_long_for_the_truth(truthful: Service) -> None:
+    number = probe(truthful)
+    assert truthful.dns.poll_at() == NOW + PROBE_PATIENCE_S
+    assert list(truthful.dns.handle_timeout(NOW + 0.39)) == []
+    (answer,) = truthful.dns.handle_timeout(NOW + 0.4)
+    assert isinstance(answer, DatagramAnswer)
+    assert len(DNSRecord.parse(answer.message).rr) == 1
+    assert truthful.dns.poll_at() is None
+    assert truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW + 1) is None
+    assert not truthful.dns._pending
+    assert truthful.dns.nameserver.real_addresses("www.example.com", NOW + 1) != []
+
+
+def test_an_answer_in_time_leaves_nothing_to_wait_for(truthful: Service) -> None:
+    number = probe(truthful)
+    answer = truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW)
+    assert isinstance(answer, DatagramAnswer)
+    assert truthful.dns.poll_at() is None
+
+
+def test_deadlines_of_several_lengths(truthful: Service) -> None:
+    https = query("www.example.com", "HTTPS")
+    truthful.dns.datagram(ASKER, https, NOW)
+    probe(truthful)
+    assert truthful.dns.poll_at() == NOW + PROBE_PATIENCE_S
+    assert len(list(truthful.dns.handle_timeout(NOW + PROBE_PATIENCE_S))) == 1
+    assert truthful.dns.poll_at() == NOW + BINDING_PATIENCE_S
+    assert len(list(truthful.dns.handle_timeout(NOW + BINDING_PATIENCE_S))) == 1
+
+
+def test_a_stale_name_is_answered_and_asked_for(truthful: Service) -> None:
+    truthful.dns.response(probe(truthful), answered(PROBED, "192.0.2.1"), NOW)
+    later = NOW + 4000
+    answer, forward = truthful.dns.datagram(ASKER, PROBED, later)
+    assert answer is not None
+    assert forward is not None
+    assert truthful.dns.poll_at() is None
+    assert truthful.dns.response(forward.query, None, later) is None
+    assert not truthful.dns._pending
+
+
+def test_a_stale_name_on_a_stream_is_not_waited_for(truthful: Service) -> None:
+    truthful.dns.response(probe(truthful), answered(PROBED, "192.0.2.1"), NOW)
+    truthful.dns.open_stream(FLOW, NOW + 4000)
+    result = truthful.dns.stream_data(FLOW, [framed(PROBED)], True, NOW + 4000)
+    assert result is not None
+    answer, forwards = result
+    assert len(records(answer.data)) == len(forwards) == 1
+    assert answer.end
+
+
+def test_without_room_the_truth_is_not_asked_for(
+    truthful: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = probe(truthful)
+    monkeypatch.setattr(dnsservice, "MAX_PENDING", 1)
+    answer, forward = truthful.dns.datagram(ASKER, query("b.example.com"), NOW)
+    assert forward is None
+    assert answer is not None
+    assert len(DNSRecord.parse(answer.message).rr) == 1
+    truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW)
+    probe_again = truthful.dns.datagram(ASKER, query("c.example.com"), NOW)[1]
+    answer, forward = truthful.dns.datagram(ASKER, PROBED, NOW + 4000)
+    assert (answer is None, forward, probe_again is None) == (False, None, False)
+
+
+def test_a_stream_waits_only_so_long_for_the_truth(truthful: Service) -> None:
+    truthful.dns.open_stream(FLOW, NOW)
+    assert truthful.dns.stream_data(FLOW, [framed(PROBED)], True, NOW) is not None
+    (answer,) = truthful.dns.handle_timeout(NOW + PROBE_PATIENCE_S)
+    assert isinstance(answer, StreamAnswer)
+    assert len(records(answer.data)[0].rr) == 1
+    assert answer.end
+
+
+def test_a_stream_that_vanishes_is_not_answered(truthful: Service) -> None:
+    truthful.dns.open_stream(FLOW, NOW)
+    truthful.dns.stream_data(FLOW, [framed(PROBED)], False, NOW)
+    truthful.dns.close_stream(FLOW)
+    assert list(truthful.dns.handle_timeout(NOW + PROBE_PATIENCE_S)) == []
+
+
+def test_what_is_taken_back_has_no_deadline(
+    truthful: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dnsservice, "MAX_PER_STREAM", 1)
+    truthful.dns.open_stream(FLOW, NOW)
+    two = framed(PROBED, query("b.example.com"))
+    assert truthful.dns.stream_data(FLOW, [two], False, NOW) is None
+    truthful.dns.close_stream(FLOW)
+    assert truthful.dns.poll_at() is None
+
+
+def test_an_idle_stream_is_ended_and_then_reset(service: Service) -> None:
+    at = service.dns.poll_at()
+    assert at == NOW + dnsservice.IDLE_S
+    assert list(service.dns.handle_timeout(at)) == [StreamAnswer(FLOW, b"", end=True)]
+    at = service.dns.poll_at()
+    assert at == NOW + 2 * dnsservice.IDLE_S
+    (reset,) = service.dns.handle_timeout(at)
+    assert reset == StreamAnswer(FLOW, b"", end=False, reset=True)
+    assert service.counters == {"dns_stream_idle": 1}
+    assert service.dns.poll_at() is None
+    service.dns.close_stream(FLOW)
+
+
+def test_a_stream_is_idle_since_its_last_query_or_answer(service: Service) -> None:
+    service.dns.stream_data(FLOW, [framed(FAKED)], False, NOW + 10)
+    assert service.dns.poll_at() == NOW + 10 + dnsservice.IDLE_S
+    _, forwards = service.dns.stream_data(FLOW, [framed(FORWARDED)], False, NOW + 20) or (0, [])
+    assert service.dns.poll_at() is None
+    service.dns.response(forwards[0].query, None, NOW + 25)
+    assert service.dns.poll_at() == NOW + 25 + dnsservice.IDLE_S
+
+
+def test_a_message_that_never_ends_keeps_no_stream_open(service: Service) -> None:
+    for second in range(29):
+        service.dns.stream_data(FLOW, [b"\x01"], False, NOW + second)
+    assert service.dns.poll_at() == NOW + dnsservice.IDLE_S

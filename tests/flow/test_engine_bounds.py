@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import ipaddress
 import struct
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,20 @@ from tests.helpers.engine_dialogue import (
     Dialogue,
     Initiator,
     datagram,
+    echo_request,
     framed,
     pinned,
     query,
 )
 from tunproxy.errors import Refusal
 from tunproxy.flow import table
-from tunproxy.flow.events import DataReceived, FlowClosed, FlowOpened, ForwardQuery
+from tunproxy.flow.events import (
+    DataReceived,
+    EchoRequested,
+    FlowClosed,
+    FlowOpened,
+    ForwardQuery,
+)
 from tunproxy.flow.table import Flow
 from tunproxy.stack.tcp import TIME_WAIT_S
 from tunproxy.stack.udp import IDLE_S
@@ -77,19 +85,30 @@ def test_the_oldest_half_open_flow_makes_room(
     waiting = [next(flood) for _ in range(3)]
     opened = [event.flow for event in dialogue.events() if isinstance(event, FlowOpened)]
     assert pinned(dialogue.pools) == 3
-    # One is past its SYN,ACK, and is half-open all the same.
+    # The first one's target is reached: it counts, and its initiator may be connected by now.
     dialogue.engine.accept(opened[0], dialogue.now)
     waiting[0].recv_one("S.")
     next(flood)
     closed, new = dialogue.events()
-    assert closed == FlowClosed(opened[0], reset=True)
+    assert closed == FlowClosed(opened[1], reset=True)
     assert isinstance(new, FlowOpened)
     assert pinned(dialogue.pools) == 3
     assert dialogue.counters == {"half_open_evicted": 1}
-    waiting[0].send(ACK)
-    waiting[0].recv_one("R")
+    waiting[1].send(ACK)
+    waiting[1].recv_one("R")
     settled.send(ACK | PSH, b"not concerned")
     dialogue.event(DataReceived)
+
+
+def connected(dialogue: Dialogue, count: int) -> list[Initiator]:
+    """Initiators whose targets have been reached all at once."""
+    flood = syns(dialogue, dialogue.fake("www.example.com"))
+    initiators = [next(flood) for _ in range(count)]
+    for event, initiator in zip(dialogue.events(), initiators, strict=True):
+        assert isinstance(event, FlowOpened)
+        initiator.flow = event.flow
+        dialogue.engine.accept(event.flow, dialogue.now)
+    return initiators
 
 
 def test_the_oldest_without_an_answer_makes_room(
@@ -97,19 +116,52 @@ def test_the_oldest_without_an_answer_makes_room(
 ) -> None:
     """RFC 4987 3: each of them is a channel that is open on the server."""
     monkeypatch.setattr(table, "MAX_UNANSWERED", 2)
-    flood = syns(dialogue, dialogue.fake("www.example.com"))
-    initiators = [next(flood) for _ in range(4)]
-    opened = [event.flow for event in dialogue.events() if isinstance(event, FlowOpened)]
-    for flow, initiator in zip(opened[:2], initiators[:2], strict=True):
-        dialogue.engine.accept(flow, dialogue.now)
-        initiator.recv_one("S.")
-    initiators[1].send(ACK)
+    silent, honest, third = connected(dialogue, 3)
+    dialogue.sent()
+    honest.rcv_nxt = struct.unpack_from("!I", honest_synack(dialogue, honest), 24)[0] + 1
+    honest.send(ACK)
     assert dialogue.sent() == []
-    dialogue.engine.accept(opened[2], dialogue.now)
-    assert dialogue.events() == []
-    dialogue.engine.accept(opened[3], dialogue.now)
-    assert dialogue.events() == [FlowClosed(opened[0], reset=True)]
+    later = Initiator(dialogue, REAL4, src_port=999)
+    later.open()
+    dialogue.now += table.PATIENCE_S
+    dialogue.engine.accept(later.flow, dialogue.now)
+    assert dialogue.events() == [FlowClosed(silent.flow, reset=True)]
     assert dialogue.counters == {"unanswered_evicted": 1}
+    assert {flow.id for flow in dialogue.engine.flows()} == {honest.flow, third.flow, later.flow}
+
+
+def honest_synack(dialogue: Dialogue, initiator: Initiator) -> bytes:
+    """The SYN,ACK again, because the SYN has been sent again."""
+    initiator.send(SYN, seq=initiator.isn)
+    (packet,) = dialogue.sent()
+    return packet
+
+
+def test_those_whose_targets_are_reached_at_once_may_all_answer(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "MAX_UNANSWERED", 2)
+    initiators = connected(dialogue, 50)
+    answers = {struct.unpack_from("!H", packet, 22)[0]: packet for packet in dialogue.sent()}
+    dialogue.now += table.PATIENCE_S / 2
+    for initiator in initiators:
+        initiator.rcv_nxt = initiator.read(answers[initiator.src_port]).seq + 1
+        initiator.send(ACK)
+    assert dialogue.sent() == []
+    assert dialogue.events() == []
+    assert dialogue.counters == {}
+
+
+def test_those_who_never_answer_are_forgotten_without_another(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SYN,ACK is due again then, and it is too many who do not hear it."""
+    monkeypatch.setattr(table, "MAX_UNANSWERED", 2)
+    initiators = connected(dialogue, 5)
+    assert len(dialogue.sent()) == 5
+    assert len(dialogue.advance(table.PATIENCE_S)) == 2
+    assert dialogue.events() == [FlowClosed(each.flow, reset=True) for each in initiators[:3]]
+    assert dialogue.counters == {"unanswered_evicted": 3}
 
 
 def test_dns_connections_are_half_open_too(
@@ -237,14 +289,14 @@ def test_the_heap_stays_small_however_long_a_flow_talks(dialogue: Dialogue) -> N
         dialogue.now += 0.001
         ack.send()
         drain(dialogue)
-        largest = max(largest, len(dialogue.engine._deadlines))
+        largest = max(largest, len(dialogue.engine._ledger._deadlines))
     assert largest <= 70
     (only,) = dialogue.engine.flows()
     assert (only.bytes_up, only.bytes_down) == (70_000, 80_000)
     initiator.send(RST)
     dialogue.assert_forgotten()
     run_clock_down(dialogue)
-    assert not dialogue.engine._deadlines
+    assert not dialogue.engine._ledger._deadlines
 
 
 def drain(dialogue: Dialogue) -> None:
@@ -265,7 +317,7 @@ def test_the_heap_stays_small_however_many_flows_come_and_go(
         struct.pack_into("!H", packet, 20, src_port)
         dialogue.feed(bytes(packet), trusted=True)
         dialogue.events()
-        largest = max(largest, len(dialogue.engine._deadlines))
+        largest = max(largest, len(dialogue.engine._ledger._deadlines))
     assert largest <= 80
     assert len(dialogue.engine.table) == 4
     # Those that are left are not forgotten when the others are swept out.
@@ -319,7 +371,7 @@ def test_no_flow_outlives_its_end(dialogue: Dialogue) -> None:
     assert pinned(dialogue.pools) == 1
     dialogue.advance(IDLE_S)
     dialogue.assert_forgotten()
-    assert not dialogue.engine._deadlines
+    assert not dialogue.engine._ledger._deadlines
     assert flows_alive() == before
 
 
@@ -351,24 +403,31 @@ DATAGRAMS = st.tuples(
 VERBS = st.tuples(
     st.just("verb"),
     st.sampled_from(
-        ["accept", "send", "send_eof", "backlog", "datagram"] * 3 + ["refuse", "abort"]
+        ["accept", "send", "send_eof", "backlog", "datagram"] * 3
+        + ["refuse", "abort", "failed", "too_big", "features", "echo", "no_echo"]
     ),
     st.sampled_from([0, 0, 1, 2, 4]),
     st.sampled_from(list(Refusal)),
 )
 TIME = st.tuples(st.just("time"), st.sampled_from([0.0, 0.01, 0.3, 20.0, 130.0]))
 ANSWERS = st.tuples(st.just("answer"), st.none() | st.binary(max_size=40))
+ECHOES = st.tuples(st.just("echo"), st.sampled_from(HOSTS), st.integers(0, 3))
 RAW = st.tuples(st.just("raw"), st.binary(max_size=90))
+
+
+FEATURES = frozenset({"udp4", "udp6", "ping4", "ping6"})
+TARGETS = [str(ipaddress.ip_address(host)) for host in HOSTS[:4]] + ["a.name.example"]
 
 
 class Chaos:
     """Does what hypothesis says, and knows the sequence numbers that would be right."""
 
     def __init__(self) -> None:
-        self.dialogue = Dialogue()
+        self.dialogue = Dialogue(features=FEATURES)
         self.clients: dict[tuple[bytes, int], Initiator] = {}
         self.flows: list[int] = []
         self.queries: list[int] = []
+        self.echoes: list[int] = []
 
     def do(self, step: tuple[object, ...]) -> None:
         getattr(self, f"do_{step[0]}")(*step[1:])
@@ -378,9 +437,9 @@ class Chaos:
         self._note(self.dialogue.events())
         engine = self.dialogue.engine
         flows = len(engine.table.by_id)
-        assert len(engine._deadlines) <= 65 + 2 * flows
+        assert len(engine._ledger._deadlines) <= 65 + 2 * flows
         assert not engine._ready
-        assert pinned(self.dialogue.pools) == 0
+        assert pinned(self.dialogue.pools) <= len(engine._ledger.peers)
         assert len(engine.dns._streams) <= flows
 
     def do_handshake(self, dst: bytes, port: int, accept: bool) -> None:
@@ -401,6 +460,9 @@ class Chaos:
     def do_datagram(self, dst: bytes, port: int, data: bytes) -> None:
         self.dialogue.feed(datagram(dst, data, port=port))
 
+    def do_echo(self, dst: bytes, seq: int) -> None:
+        self.dialogue.feed(echo_request(dst, seq=seq))
+
     def do_raw(self, data: bytes) -> None:
         self.dialogue.feed(data, trusted=True)
 
@@ -409,7 +471,7 @@ class Chaos:
 
     def do_answer(self, message: bytes | None) -> None:
         if self.queries:
-            self.dialogue.engine.answer_query(self.queries.pop(0), message)
+            self.dialogue.engine.answer_query(self.queries.pop(0), message, self.dialogue.now)
 
     def do_verb(self, verb: str, which: int, refusal: Refusal) -> None:
         engine, now = self.dialogue.engine, self.dialogue.now
@@ -423,7 +485,19 @@ class Chaos:
         elif verb == "backlog":
             engine.set_backlog(flow, which * 40_000)
         elif verb == "datagram":
-            engine.send_datagram(flow, b"from the target", now)
+            engine.send_datagram(flow, TARGETS[which], 4000, b"from the target", now)
+        elif verb == "failed":
+            engine.datagram_failed(flow, TARGETS[which], 4000, refusal, now)
+        elif verb == "too_big":
+            engine.datagram_too_big(flow, TARGETS[which], 4000, 1000 * which, now)
+        elif verb == "features":
+            engine.set_features(FEATURES if which else frozenset())
+        elif verb == "echo" and self.echoes:
+            engine.echo_reply(self.echoes.pop(), b"from the target")
+        elif verb == "no_echo" and self.echoes:
+            engine.echo_failed(self.echoes.pop(0), refusal, None, now)
+        elif verb in ("echo", "no_echo"):
+            engine.echo_hop_limit(which, "192.0.2.1", now)
         else:
             getattr(engine, verb)(flow)
 
@@ -433,6 +507,8 @@ class Chaos:
                 self.flows.append(event.flow)
             elif isinstance(event, ForwardQuery):
                 self.queries.append(event.query)
+            elif isinstance(event, EchoRequested):
+                self.echoes.append(event.echo)
 
     def _learn(self, packet: bytes) -> None:
         parsed = packets.read(packet)
@@ -443,7 +519,7 @@ class Chaos:
             client.rcv_nxt += bool(segment.flags & SYN) + bool(segment.flags & FIN)
 
 
-STEPS = HANDSHAKES | SEGMENTS | SEGMENTS | VERBS | DATAGRAMS | TIME | ANSWERS | RAW
+STEPS = HANDSHAKES | SEGMENTS | SEGMENTS | VERBS | DATAGRAMS | ECHOES | TIME | ANSWERS | RAW
 
 
 @settings(max_examples=150)
@@ -454,7 +530,7 @@ def test_nothing_that_comes_does_harm(steps: list[tuple[object, ...]]) -> None:
         chaos.do(step)
     # All that is left ends with its peers.
     for number in list(chaos.queries):
-        chaos.dialogue.engine.answer_query(number, None)
+        chaos.dialogue.engine.answer_query(number, None, chaos.dialogue.now)
     for flow in list(chaos.dialogue.engine.table.by_id):
         chaos.dialogue.engine.abort(flow)
     chaos.dialogue.sent()

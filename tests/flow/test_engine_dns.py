@@ -30,6 +30,7 @@ from tests.helpers.engine_dialogue import (
 )
 from tunproxy.flow import dnsservice
 from tunproxy.flow.events import FlowOpened, ForwardQuery
+from tunproxy.flow.nameserver import PROBE_PATIENCE_S
 from tunproxy.stack.tcp import SEND_QUEUE_HIGH, Endpoint
 
 RESOLVERS = pytest.mark.parametrize("dst", [RESOLVER4, RESOLVER6, REAL4, REAL6])
@@ -76,7 +77,7 @@ def test_a_forwarded_query_comes_back(dialogue: Dialogue) -> None:
 
 def test_no_answer_is_an_answer_too(dialogue: Dialogue) -> None:
     dialogue.feed(datagram(RESOLVER4, query("real.example"), port=53))
-    dialogue.engine.answer_query(dialogue.event(ForwardQuery).query, None)
+    dialogue.engine.answer_query(dialogue.event(ForwardQuery).query, None, dialogue.now)
     (packet,) = dialogue.sent()
     assert DNSRecord.parse(read_datagram(packet)[3]).header.rcode == 2
 
@@ -118,11 +119,11 @@ def test_a_half_closed_asker_gets_what_was_forwarded(dialogue: Dialogue) -> None
     assert isinstance(first, ForwardQuery)
     assert isinstance(second, ForwardQuery)
     assert [segment.kind for segment in initiator.recv()] == ["."]
-    dialogue.engine.answer_query(second.query, answered(second.message, "192.0.2.2"))
+    dialogue.engine.answer_query(second.query, answered(second.message, "192.0.2.2"), dialogue.now)
     (record,) = answers(initiator)
     assert record.header.id == 2
     initiator.send(ACK)
-    dialogue.engine.answer_query(first.query, None)
+    dialogue.engine.answer_query(first.query, None, dialogue.now)
     segments = initiator.recv()
     assert segments[-1].kind == "F."
     initiator.send(ACK)
@@ -135,7 +136,7 @@ def test_an_answer_for_an_asker_that_has_gone(dialogue: Dialogue) -> None:
     forward = dialogue.event(ForwardQuery)
     initiator.send(RST)
     dialogue.sent()
-    dialogue.engine.answer_query(forward.query, None)
+    dialogue.engine.answer_query(forward.query, None, dialogue.now)
     assert dialogue.sent() == []
     assert dialogue.events() == []
     dialogue.assert_forgotten()
@@ -183,6 +184,54 @@ def test_clients_of_both_families_are_told_apart(dialogue: Dialogue) -> None:
     first, second = dialogue.events()
     assert isinstance(first, ForwardQuery)
     assert isinstance(second, ForwardQuery)
-    dialogue.engine.answer_query(second.query, None)
-    dialogue.engine.answer_query(first.query, None)
+    dialogue.engine.answer_query(second.query, None, dialogue.now)
+    dialogue.engine.answer_query(first.query, None, dialogue.now)
     assert [read_datagram(packet)[0] for packet in dialogue.sent()] == [RESOLVER6, RESOLVER4]
+
+
+def test_the_truth_is_waited_for_by_the_engines_clock(dialogue: Dialogue) -> None:
+    dialogue.engine.dns.nameserver.truthful = True
+    dialogue.feed(datagram(RESOLVER4, query("www.example.com"), port=53))
+    forward = dialogue.event(ForwardQuery)
+    assert dialogue.sent() == []
+    assert dialogue.engine.poll_at() == dialogue.now + PROBE_PATIENCE_S
+    (packet,) = dialogue.advance(PROBE_PATIENCE_S)
+    record = DNSRecord.parse(read_datagram(packet)[3])
+    assert ipaddress.ip_address(str(record.a.rdata)).packed == dialogue.fake("www.example.com")
+    dialogue.engine.answer_query(forward.query, None, dialogue.now)
+    assert dialogue.sent() == []
+
+
+def test_the_truth_by_tcp(dialogue: Dialogue) -> None:
+    dialogue.engine.dns.nameserver.truthful = True
+    initiator = connect(dialogue)
+    initiator.send(ACK | PSH, framed(query("www.example.com")))
+    forward = dialogue.event(ForwardQuery)
+    dialogue.engine.answer_query(forward.query, answered(forward.message), dialogue.now)
+    (record,) = answers(initiator)
+    assert record.rr == []
+
+
+def test_an_idle_connection_is_ended(dialogue: Dialogue) -> None:
+    initiator = connect(dialogue)
+    dialogue.now += dnsservice.IDLE_S
+    dialogue.engine.handle_timeout(dialogue.now)
+    initiator.recv_one("F.")
+    initiator.send(ACK | FIN)
+    dialogue.sent()
+    assert dialogue.counters == {}
+    assert not dialogue.engine.dns._streams
+    assert dialogue.engine.dns.poll_at() is None
+
+
+def test_an_idle_connection_whose_peer_does_not_care_is_reset(dialogue: Dialogue) -> None:
+    initiator = connect(dialogue)
+    dialogue.now += dnsservice.IDLE_S
+    dialogue.engine.handle_timeout(dialogue.now)
+    initiator.recv_one("F.")
+    initiator.send(ACK)
+    dialogue.now += dnsservice.IDLE_S
+    dialogue.engine.handle_timeout(dialogue.now)
+    assert [segment.kind for segment in initiator.recv()] == ["R."]
+    assert dialogue.counters == {"dns_stream_idle": 1}
+    dialogue.assert_forgotten()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dpkt
 import pytest
 
@@ -21,14 +23,14 @@ from tests.helpers.engine_dialogue import (
     Dialogue,
     Initiator,
     datagram,
+    echo_request,
     pinned,
     query,
     read_datagram,
     read_unreachable,
 )
 from tunproxy.errors import Refusal
-from tunproxy.flow import engine as engine_module
-from tunproxy.flow import refuser
+from tunproxy.flow import refuser, tcpflows
 from tunproxy.flow.events import FlowClosed, FlowOpened
 from tunproxy.flow.rules import Action
 
@@ -141,6 +143,17 @@ def test_reject_rules_answer_udp_with_port_unreachable(
     dialogue.assert_forgotten()
 
 
+@FAMILIES
+def test_reject_drop_rules_say_nothing(dst: bytes) -> None:
+    dialogue = Dialogue(rules="MATCH,REJECT-DROP", features=frozenset({"ping4", "ping6"}))
+    Initiator(dialogue, dst).syn()
+    dialogue.feed(datagram(dst, b"x"))
+    dialogue.feed(echo_request(dst))
+    assert (dialogue.sent(), dialogue.events()) == ([], [])
+    assert dialogue.engine.refused == {"rule": 3}
+    dialogue.assert_forgotten()
+
+
 @pytest.mark.parametrize(("dst", "code"), [(UNKNOWN4, 1), (UNKNOWN6, 3)])
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 def test_an_unknown_fake_address_is_unreachable(
@@ -245,7 +258,6 @@ def icmp6(kind: int) -> bytes:
         (b"\x55" + bytes(30), "ip_version"),
         (packets.ip4(b"x" * 4, packets.UDP, more=True), "ip_fragment"),
         (packets.ip4(b"x" * 8, packets.TCP, more=True), "ip_fragment_tiny"),
-        (packets.ip4(b"x", 47), "ip_protocol"),
         (packets.ip6(b"x", 59), "ip_protocol"),
         (packets.ip4(b"x" * 8, packets.TCP), "tcp_truncated"),
         (packets.ip4(packets.tcp(sum=1), packets.TCP), "tcp_checksum"),
@@ -255,6 +267,7 @@ def icmp6(kind: int) -> bytes:
         (icmp4(8), "icmp_echo"),
         (icmp6(128), "icmp_echo"),
         (icmp4(0), "icmp_ignored"),
+        (packets.ip6(b"x" * 8, 60, packets.destination(bytes((0x7E, 4, 0, 0, 0, 0)))), "ip_option"),
         (icmp4(3, 3), "icmp_ignored"),
         (icmp6(133), "icmp_ignored"),
         (packets.ip4(b"x", packets.ICMP), "icmp_truncated"),
@@ -265,6 +278,92 @@ def test_every_drop_has_its_counter(dialogue: Dialogue, packet: bytes, reason: s
     assert dialogue.counters == {reason: 1}
     assert dialogue.sent() == []
     dialogue.assert_forgotten()
+
+
+def read_problem(packet: bytes) -> tuple[bytes, int, int, bytes]:
+    """Source, code, pointer and quote of an ICMPv6 Parameter Problem with a right checksum."""
+    parsed = packets.read(packet)
+    message = bytes(parsed.data)
+    assert parsed.nxt == packets.ICMPV6
+    assert packets.transport_is_intact(parsed.src, parsed.dst, packets.ICMPV6, message)
+    assert message[0] == 4
+    return parsed.src, message[1], int.from_bytes(message[4:8], "big"), message[8:]
+
+
+def syn6(*extensions: Any, src: bytes = CLIENT6, dst: bytes = REAL6) -> bytes:
+    return packets.ip6(packets.tcp(flags=SYN), packets.TCP, *extensions, src=src, dst=dst)
+
+
+UNKNOWN_OPTION = bytes((0xFE, 4, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason", "code", "pointer"),
+    [
+        (packets.ip6(b"x", 253), "ip_protocol", 1, 6),
+        (packets.ip6(b"x", packets.ICMP), "ip_protocol", 1, 6),
+        (packets.ip6(b"x", 253, packets.destination()), "ip_protocol", 1, 40),
+        (syn6(packets.destination(UNKNOWN_OPTION)), "ip_option", 2, 42),
+        (syn6(packets.routing(1, [REAL6])), "ip_source_route", 0, 42),
+        (syn6(packets.destination(), packets.hop_by_hop()), "ip_extension", 1, 40),
+    ],
+)
+def test_a_header_that_cannot_be_taken_is_a_parameter_problem(
+    dialogue: Dialogue, packet: bytes, reason: str, code: int, pointer: int
+) -> None:
+    """RFC 8200 4, RFC 4443 3.4."""
+    dialogue.feed(packet)
+    (answer,) = dialogue.sent()
+    assert read_problem(answer) == (packet[24:40], code, pointer, packet)
+    assert dialogue.counters == {reason: 1}
+
+
+@pytest.mark.parametrize("protocol", [2, 47, 132, packets.ICMPV6])
+def test_an_unknown_protocol_of_ipv4_is_unreachable(dialogue: Dialogue, protocol: int) -> None:
+    """RFC 1122 3.2.2.1."""
+    packet = packets.ip4(b"x" * 8, protocol)
+    dialogue.feed(packet)
+    (answer,) = dialogue.sent()
+    assert read_unreachable(answer) == (packets.V4.dst, 2, packet)
+    assert dialogue.counters == {"ip_protocol": 1}
+
+
+@pytest.mark.parametrize(
+    ("packet", "reason"),
+    [
+        (packets.ip4(b"x", 47, dst=MULTICAST4), "ip_protocol"),
+        (packets.ip6(b"x", 253, dst=MULTICAST6), "ip_protocol"),
+        (syn6(packets.destination(UNKNOWN_OPTION), dst=MULTICAST6), "ip_option"),
+        (syn6(packets.destination(UNKNOWN_OPTION), src=MULTICAST6), "ip_option"),
+        (
+            packets.ip6(b"\1" + bytes(7), packets.ICMPV6, packets.destination(UNKNOWN_OPTION)),
+            "ip_option",
+        ),
+        (
+            syn6(packets.destination(UNKNOWN_OPTION), packets.fragment(1, 8, more=False)),
+            "ip_option",
+        ),
+    ],
+    ids=["multicast", "multicast6", "option", "source", "ICMP error", "fragment"],
+)
+def test_about_some_packets_there_are_no_errors(
+    dialogue: Dialogue, packet: bytes, reason: str
+) -> None:
+    """RFC 1122 3.2.2, RFC 4443 2.4(e)."""
+    dialogue.feed(packet)
+    assert dialogue.sent() == []
+    assert dialogue.counters == {reason: 1, "errors_withheld": 1}
+
+
+def test_errors_about_headers_are_limited_like_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refuser, "ERRORS_PER_S", 3.0)
+    dialogue = Dialogue()
+    for _ in range(2):
+        dialogue.feed(packets.ip4(b"x", 47))
+        dialogue.feed(packets.ip6(b"x", 253))
+        dialogue.feed(syn6(packets.destination(UNKNOWN_OPTION)))
+    assert len(dialogue.sent()) == 3
+    assert dialogue.counters == {"ip_protocol": 4, "ip_option": 2, "errors_limited": 3}
 
 
 def test_a_query_in_fragments_is_answered(dialogue: Dialogue) -> None:
@@ -314,7 +413,7 @@ def test_answers_to_strangers_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_challenges_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 5961 7: by one limit for all connections."""
-    monkeypatch.setattr(engine_module, "_CHALLENGES_PER_S", 3.0)
+    monkeypatch.setattr(tcpflows, "CHALLENGES_PER_S", 3.0)
     dialogue = Dialogue()
     answers = 0
     for number in range(5):
@@ -323,3 +422,4 @@ def test_challenges_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         initiator.send(RST, seq=initiator.snd_nxt + 100)
         answers += len(initiator.recv())
     assert answers == 3
+    assert dialogue.counters == {"challenge_suppressed": 2}

@@ -18,8 +18,10 @@ from tests.helpers.engine_dialogue import (
     Dialogue,
     Initiator,
 )
-from tunproxy.flow import engine as engine_module
+from tests.helpers.routers import other_family, too_big
 from tunproxy.flow.events import FlowClosed, FlowOpened
+from tunproxy.flow.settings import Settings
+from tunproxy.flow.tcpflows import KEEPALIVE_S
 from tunproxy.stack.liveness import ORPHAN_S
 from tunproxy.stack.remote import RemoteSender
 from tunproxy.stack.tcp import Endpoint
@@ -40,6 +42,14 @@ def endpoint_of(dialogue: Dialogue, flow: int) -> Endpoint:
     return endpoint
 
 
+def test_who_is_remote() -> None:
+    settings = Settings(mtu=1500, offload=False, capture_dns=True, secret=bytes(16))
+    assert not settings.is_remote(CLIENT4)
+    some = Settings(1500, False, True, bytes(16), local_sources=frozenset({CLIENT4}))
+    assert not some.is_remote(CLIENT4)
+    assert some.is_remote(CLIENT6)
+
+
 @FAMILIES
 def test_only_other_hosts_get_congestion_control(dst: bytes) -> None:
     for dialogue, is_remote in (
@@ -57,7 +67,7 @@ def test_a_silent_host_is_asked_and_given_up() -> None:
     dialogue = gateway()
     initiator = Initiator(dialogue, REAL4)
     flow = initiator.establish()
-    dialogue.advance(engine_module._KEEPALIVE_S - 1)
+    dialogue.advance(KEEPALIVE_S - 1)
     assert dialogue.events() == []
     assert dialogue.advance(2) != []
     for _ in range(50):
@@ -85,20 +95,6 @@ def test_an_orphan_that_takes_nothing_is_given_up() -> None:
     assert dialogue.events() == [FlowClosed(flow, reset=True)]
 
 
-def too_big(ours: bytes, mtu: int) -> bytes:
-    """The ICMP error about a packet of ours, from a router between us and the initiator."""
-    if ours[0] >> 4 == 4:
-        body = bytes((3, 4, 0, 0, 0, 0)) + mtu.to_bytes(2, "big") + ours[:28]
-        filled = body[:2] + packets.reference_checksum(body).to_bytes(2, "big") + body[4:]
-        return packets.ip4(filled, packets.ICMP, src=bytes((192, 0, 2, 254)), dst=ours[12:16])
-    router, dst = bytes.fromhex("20010db8" + "0" * 23 + "9"), ours[8:24]
-    body = bytes((2, 0, 0, 0)) + mtu.to_bytes(4, "big") + ours[:100]
-    pseudo = packets.pseudo_header(router, dst, packets.ICMPV6, len(body))
-    field = packets.reference_checksum(pseudo + body)
-    filled = body[:2] + field.to_bytes(2, "big") + body[4:]
-    return packets.ip6(filled, packets.ICMPV6, src=router, dst=dst)
-
-
 @FAMILIES
 def test_packet_too_big_makes_segments_smaller(dst: bytes) -> None:
     """RFC 1191, RFC 8201; RFC 5927 4.1: a quote of what is not on its way is a forgery."""
@@ -122,11 +118,51 @@ def test_packet_too_big_makes_segments_smaller(dst: bytes) -> None:
     assert dialogue.counters == {"icmp_forged": 1, "icmp_ignored": 1}
 
 
+@pytest.mark.parametrize(("total", "fits"), [(1440, 1006), (1006, 576), (1460, 1006)])
+def test_a_router_that_does_not_know_the_mtu(total: int, fits: int) -> None:
+    """RFC 1191 5, 7.1: the plateau below what it quotes, which may be too long by a header."""
+    dialogue = Dialogue()
+    initiator = Initiator(dialogue, REAL4, options=MSS)
+    flow = initiator.establish()
+    dialogue.engine.send(flow, bytes(1400))
+    (sent,) = dialogue.sent()
+    quoted = sent[:2] + total.to_bytes(2, "big") + sent[4:]
+    dialogue.feed(too_big(quoted, 0))
+    again = dialogue.sent()
+    assert max(map(len, again)) == fits
+    assert sum(len(packet) - 40 for packet in again) == 1400
+    assert dialogue.counters == {}
+
+
+@pytest.mark.parametrize("mtu", [0, 68, 1279])
+def test_packet_too_big_for_less_than_ipv6_has(mtu: int) -> None:
+    """RFC 8201 4."""
+    dialogue = Dialogue()
+    initiator = Initiator(dialogue, REAL6, options=MSS)
+    flow = initiator.establish()
+    dialogue.engine.send(flow, bytes(1400))
+    (sent,) = dialogue.sent()
+    dialogue.feed(too_big(sent, mtu))
+    assert dialogue.sent() == []
+    assert dialogue.counters == {"icmp_ignored": 1}
+
+
 def test_packet_too_big_that_quotes_nonsense() -> None:
     dialogue = Dialogue()
     for quoted in (b"\x45" + bytes(27), packets.ip4(bytes(8), packets.UDP)):
         dialogue.feed(too_big(quoted.ljust(28, b"\0"), 1300))
     assert dialogue.counters == {"icmp_quote": 2}
+
+
+def test_packet_too_big_of_the_other_family() -> None:
+    dialogue = Dialogue()
+    initiator = Initiator(dialogue, REAL4, options=MSS)
+    flow = initiator.establish()
+    dialogue.engine.send(flow, bytes(1400))
+    (sent,) = dialogue.sent()
+    dialogue.feed(other_family(sent))
+    assert dialogue.sent() == []
+    assert dialogue.counters == {"icmp_quote": 1}
 
 
 def test_time_wait_keeps_little_and_its_successor_begins_above_it() -> None:

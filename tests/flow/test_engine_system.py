@@ -36,12 +36,13 @@ from tests.helpers.engine_dialogue import (
     unframed,
 )
 from tests.helpers.kernel_side import LISTENERS, KernelSide, translator
+from tests.helpers.routers import other_family, too_big
 from tunproxy.errors import Refusal
 from tunproxy.flow import table
 from tunproxy.flow.events import DataReceived, FlowClosed, FlowOpened
 from tunproxy.flow.nat import CLOSED_S, TRANSITORY_IDLE_S, NatTable
 from tunproxy.flow.translator import Translator
-from tunproxy.wire import offload
+from tunproxy.wire import icmp, ip, offload
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -558,6 +559,7 @@ def test_a_syn_on_an_open_flow_is_the_kernels_to_challenge(
     again = Initiator(dialogue, initiator.dst, isn=77)
     again.send(SYN)
     assert kernel.recv_one("S").seq == 77
+    kernel.rcv_nxt = initiator.snd_nxt
     kernel.send(ACK)
     initiator.recv_one(".")
     initiator.send(RST)
@@ -573,8 +575,10 @@ def test_the_oldest_that_has_ended_makes_room(
 ) -> None:
     monkeypatch.setattr(table, "MAX_TIME_WAIT", 2)
     for number in range(3):
-        initiator = Initiator(dialogue, REAL4, src_port=1000 + number)
-        flow = establish(initiator, KernelSide(dialogue))
+        initiator, kernel = Initiator(dialogue, REAL4, src_port=1000 + number), KernelSide(dialogue)
+        flow = establish(initiator, kernel)
+        kernel.send(RST | ACK)
+        initiator.recv_one("R.")
         dialogue.engine.ended(flow, dialogue.now, reset=True)
         dialogue.event(FlowClosed)
     assert len(dialogue.translator.nat) == len(dialogue.engine.table.by_id) == 2
@@ -591,21 +595,103 @@ def test_thousands_leave_nothing_behind(dialogue: System) -> None:
     dialogue.advance(TRANSITORY_IDLE_S)
     dialogue.assert_forgotten()
     assert dialogue.engine.poll_at() is None
-    assert dialogue.engine._deadlines == []
+    assert dialogue.engine._ledger._deadlines == []
+
+
+def test_octets_of_sockets_are_counted(
+    dialogue: System, initiator: Initiator, kernel: KernelSide
+) -> None:
+    flow = dialogue.engine.table.by_id[establish(initiator, kernel)]
+    dialogue.engine.count_up(flow, 3)
+    dialogue.engine.count_down(flow, 5)
+    assert (flow.bytes_up, flow.bytes_down) == (3, 5)
+    assert (dialogue.engine.bytes_up, dialogue.engine.bytes_down) == (3, 5)
+
+
+# --- routers --------------------------------------------------------------------------------------
+
+
+@VERSIONS
+def test_a_router_that_drops_what_the_kernel_has_sent(
+    dialogue: System, version: Literal[4, 6]
+) -> None:
+    """RFC 5508 4.2: the kernel hears it as if there were no translation."""
+    initiator = Initiator(dialogue, dialogue.fake("www.example.com", version), options=OPTIONS)
+    kernel = KernelSide(dialogue)
+    establish(initiator, kernel)
+    sent = kernel.packet(ACK | PSH, bytes(1400))
+    dialogue.feed(sent)
+    (translated,) = dialogue.sent()
+    dialogue.feed(too_big(translated, 1300))
+    (error,) = dialogue.sent()
+    assert dialogue.counters == {}
+    packet = ip.parse(memoryview(error))
+    assert (packet.src, packet.dst) == (kernel.place.address, kernel.listener.address)
+    message = icmp.parse(packet)
+    assert (message.kind, message.mtu) == (icmp.Kind.TOO_BIG, 1300)
+    assert bytes(message.quoted) == sent[: len(message.quoted)]
+    assert len(message.quoted) >= 28
+
+
+def test_a_router_that_quotes_the_other_family(
+    dialogue: System, initiator: Initiator, kernel: KernelSide
+) -> None:
+    establish(initiator, kernel)
+    kernel.send(ACK | PSH, b"data")
+    (translated,) = dialogue.sent()
+    dialogue.feed(other_family(translated))
+    assert dialogue.sent() == []
+    assert dialogue.counters == {"icmp_quote": 1}
+
+
+def test_a_router_that_drops_what_nobody_has_sent(
+    dialogue: System, initiator: Initiator, kernel: KernelSide
+) -> None:
+    establish(initiator, kernel)
+    other = Initiator(dialogue, REAL4, src_port=9)
+    ours = packets.ip4(packets.tcp(sport=other.port, dport=9), packets.TCP, src=REAL4, dst=CLIENT4)
+    dialogue.feed(too_big(ours, 1300))
+    other.open()
+    dialogue.feed(too_big(ours, 1300))
+    assert dialogue.sent() == []
+    assert dialogue.counters == {"icmp_forged": 2}
 
 
 # --- who is not the listener ----------------------------------------------------------------------
 
 
-def test_what_the_kernel_sends_to_a_flow_that_is_gone_is_dropped(
+def test_what_the_kernel_sends_to_a_flow_that_is_gone_is_answered_by_a_reset(
     dialogue: System, initiator: Initiator, kernel: KernelSide
 ) -> None:
     let_through(initiator, kernel)
     dialogue.advance(TRANSITORY_IDLE_S)
     dialogue.event(FlowClosed)
     kernel.send(SYN | ACK)
+    kernel.recv_one("R")
+    kernel.send(RST)
     assert dialogue.sent() == []
-    assert dialogue.counters == {"nat_handshake_timeout": 1, "nat_unknown": 1}
+    assert dialogue.counters == {"nat_handshake_timeout": 1, "nat_unknown": 2}
+
+
+def test_a_closed_socket_has_its_place_until_all_is_sent(
+    dialogue: System, initiator: Initiator, kernel: KernelSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many connections end meanwhile."""
+    monkeypatch.setattr(table, "MAX_TIME_WAIT", 1)
+    establish(initiator, kernel)
+    flow = initiator.flow
+    dialogue.engine.ended(flow, dialogue.now, reset=False)
+    dialogue.event(FlowClosed)
+    for number in range(3):
+        other = Initiator(dialogue, REAL4, src_port=1000 + number)
+        other_kernel = KernelSide(dialogue)
+        establish(other, other_kernel)
+        other_kernel.send(RST | ACK)
+        other.recv_one("R.")
+        dialogue.engine.ended(other.flow, dialogue.now, reset=True)
+        dialogue.event(FlowClosed)
+    kernel.send(ACK | PSH, b"the rest")
+    assert initiator.recv_one(".").data == b"the rest"
 
 
 @VERSIONS

@@ -1,4 +1,5 @@
-"""UDP flows, which only a DIRECT rule lets in."""
+"""UDP that goes DIRECT, a flow for each pair of endpoints; that of PROXY is in
+test_engine_datagrams.py."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.helpers.engine_dialogue import (
     CLIENT4,
+    CLIENT6,
     DIRECT4,
     DIRECT6,
     REAL4,
@@ -16,6 +18,7 @@ from tests.helpers.engine_dialogue import (
     datagram,
     pinned,
     read_datagram,
+    read_quoted_datagram,
     read_unreachable,
 )
 from tunproxy.errors import Refusal
@@ -42,6 +45,12 @@ def open_flow(dialogue: Dialogue, dst: bytes, *, port: int = 4000, src_port: int
     return opened.flow
 
 
+def answer(dialogue: Dialogue, flow: int, payload: bytes, port: int = 4000) -> None:
+    """The target of an IPv4 flow answers."""
+    host = str(ipaddress.ip_address(DIRECT4))
+    dialogue.engine.send_datagram(flow, host, port, payload, dialogue.now)
+
+
 @FAMILIES
 def test_datagrams_go_both_ways(dialogue: Dialogue, dst: bytes) -> None:
     dialogue.feed(datagram(dst, b"first"))
@@ -55,7 +64,7 @@ def test_datagrams_go_both_ways(dialogue: Dialogue, dst: bytes) -> None:
     assert opened.decision.action is Action.DIRECT
     dialogue.feed(datagram(dst, b"second"))
     assert bytes(dialogue.event(DatagramReceived).payload) == b"second"
-    dialogue.engine.send_datagram(opened.flow, b"answer", dialogue.now)
+    dialogue.engine.send_datagram(opened.flow, opened.host, 4000, b"answer", dialogue.now)
     (packet,) = dialogue.sent()
     assert read_datagram(packet) == (dst, 4000, 40000, b"answer")
     (flow,) = dialogue.engine.flows()
@@ -83,13 +92,13 @@ def test_idle_flows_expire(port: int, idle_s: float) -> None:
     dialogue.advance(idle_s - 1)
     dialogue.feed(datagram(DIRECT4, b"again", port=port))
     dialogue.advance(idle_s - 1)
-    dialogue.engine.send_datagram(flow, b"answer", dialogue.now)
+    answer(dialogue, flow, b"answer", port)
     dialogue.advance(idle_s - 1)
     assert FlowClosed(flow, reset=False) not in dialogue.events()
     dialogue.advance(1)
     assert dialogue.event(FlowClosed) == FlowClosed(flow, reset=False)
     dialogue.assert_forgotten()
-    dialogue.engine.send_datagram(flow, b"late", dialogue.now)
+    answer(dialogue, flow, b"late", port)
     assert dialogue.sent() == []
 
 
@@ -107,9 +116,8 @@ def test_a_refusal_reaches_the_initiator(
     message = read_unreachable(packet)
     assert (message.src, message.code) == (dst, codes[len(dst) == 16])
     # The quoted ports are how the initiator's kernel finds the socket.
-    source, src_port, dst_port, _ = read_datagram(message.quoted)
-    assert source == (CLIENT4 if len(dst) == 4 else message.quoted[8:24])
-    assert (src_port, dst_port) == (40000, 4000)
+    client = CLIENT4 if len(dst) == 4 else CLIENT6
+    assert read_quoted_datagram(message.quoted) == (client, 40000, dst, 4000, len(b"first"))
     assert dialogue.event(FlowClosed) == FlowClosed(flow, reset=True)
     assert dialogue.engine.refused == {refusal.value: 1}
     dialogue.assert_forgotten()
@@ -136,15 +144,16 @@ def test_the_verbs_of_streams_do_nothing(dialogue: Dialogue) -> None:
 def test_a_datagram_too_long_for_the_initiators_family_is_dropped(dialogue: Dialogue) -> None:
     """One that IPv6 has carried may not fit into IPv4."""
     flow = open_flow(dialogue, DIRECT4)
-    dialogue.engine.send_datagram(flow, bytes(0xFFFF - 28), dialogue.now)
+    answer(dialogue, flow, bytes(0xFFFF - 28))
     assert len(dialogue.sent()[0]) == 0xFFFF
-    dialogue.engine.send_datagram(flow, bytes(0xFFFF - 27), dialogue.now)
+    answer(dialogue, flow, bytes(0xFFFF - 27))
     assert dialogue.sent() == []
     assert dialogue.counters == {"udp_too_long": 1}
     flow = open_flow(dialogue, DIRECT6)
-    dialogue.engine.send_datagram(flow, bytes(0xFFFF - 8), dialogue.now)
+    host = str(ipaddress.ip_address(DIRECT6))
+    dialogue.engine.send_datagram(flow, host, 4000, bytes(0xFFFF - 8), dialogue.now)
     assert len(dialogue.sent()[0]) == 40 + 0xFFFF
-    dialogue.engine.send_datagram(flow, bytes(0xFFFF - 7), dialogue.now)
+    dialogue.engine.send_datagram(flow, host, 4000, bytes(0xFFFF - 7), dialogue.now)
     assert dialogue.counters == {"udp_too_long": 2}
 
 

@@ -43,6 +43,35 @@ class TestAssign:
         assert pool.name_of(ip("198.18.0.5")) == "d.b"
         assert assigned(pool, "b.b") == ["198.18.0.6"]
 
+    def test_who_watches_hears_of_each_new_address(self) -> None:
+        pools = FakePools(V4, V6)
+        heard: list[tuple[str, str]] = []
+        pools.load([("old.b", "198.18.0.6")])
+        pools.watch(lambda name, address: heard.append((name, str(address))))
+        for name in ("a.b", "a.b", "old.b", "c.b", "d.b"):
+            pools.assign(name, 4)
+        pools.assign("a.b", 6)
+        assert heard == [
+            ("a.b", "198.18.0.4"),
+            ("c.b", "198.18.0.5"),
+            ("d.b", "198.18.0.4"),
+            ("a.b", "fd00:7470::4"),
+        ]
+        pools.watch(None)
+        pools.assign("e.b", 6)
+        assert len(heard) == 4
+
+    def test_changes_are_counted(self) -> None:
+        pools = FakePools(V4, V6)
+        pools.assign("a.b", 4)
+        pools.assign("a.b", 4)
+        pools.assign("a.b", 6)
+        assert pools.changes == 2
+        for number in range(4):
+            pools.assign(f"n{number}.b", 4)
+        assert pools.changes == 6
+        assert FakePools(V4, V6).load(pools.export()) == 4
+
     def test_broadcast_is_not_given_away(self) -> None:
         pool = FakePool(V4)
         given = assigned(pool, *(f"n{number}.b" for number in range(20)))

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from tunproxy.flow.key import FlowKey, address, split
+from tunproxy.flow.key import FlowKey, address, source_key, split
 
 PORTS = bytes((0x9C, 0x40, 0x01, 0xBB))
 
@@ -16,6 +16,14 @@ def test_split_takes_apart_what_a_packet_has(size: int) -> None:
     src, dst = bytes(range(size)), bytes(range(100, 100 + size))
     ends = split(FlowKey(src + dst + PORTS))
     assert ends == (src, 40000, dst, 443)
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_a_source_has_no_destination(size: int) -> None:
+    src = bytes(range(size))
+    key = source_key(src, memoryview(PORTS))
+    assert key == src + PORTS[:2]
+    assert split(key) == (src, 40000, b"", 0)
 
 
 @pytest.mark.parametrize(

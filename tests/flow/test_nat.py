@@ -22,7 +22,7 @@ from tunproxy.flow.nat import (
     nat_network,
 )
 from tunproxy.flow.table import MAX_FLOWS, MAX_TIME_WAIT, Flow
-from tunproxy.wire.tcp import ACK, FIN, RST, SYN
+from tunproxy.wire.tcp import ACK, FIN, RST, SYN, Segment
 
 if TYPE_CHECKING:
     from tunproxy.flow.fakeip import Network
@@ -43,6 +43,10 @@ def take(nat: NatTable, version: int = 4) -> Mapping:
     mapping = nat.allocate(flow(version), NOW)
     assert mapping is not None
     return mapping
+
+
+def segment(flags: int, seq: int = 0, ack: int = 0) -> Segment:
+    return Segment(1, 2, seq, ack, flags, 0)
 
 
 # --- places ---------------------------------------------------------------------------------------
@@ -184,9 +188,9 @@ def mapping() -> Mapping:
 def test_a_handshake_has_its_time(mapping: Mapping) -> None:
     """RFC 5382 REQ-5: four minutes for what is half-open."""
     assert mapping.expires_at == NOW + TRANSITORY_IDLE_S >= NOW + 240
-    mapping.track(SYN, NOW + 1, uplink=True)
-    mapping.track(SYN | ACK, NOW + 2, uplink=False)
-    mapping.track(ACK, NOW + 3, uplink=True)
+    mapping.track(segment(SYN), NOW + 1, uplink=True)
+    mapping.track(segment(SYN | ACK), NOW + 2, uplink=False)
+    mapping.track(segment(ACK), NOW + 3, uplink=True)
     assert mapping.expires_at == NOW + 3 + TRANSITORY_IDLE_S
     assert mapping.is_opening
     assert not mapping.is_over
@@ -198,38 +202,81 @@ def test_it_lives_as_long_as_its_socket(mapping: Mapping) -> None:
     assert mapping.expires_at == math.inf
     for flags in (ACK, ACK | FIN, RST):
         for uplink in (True, False):
-            mapping.track(flags, NOW + 10, uplink=uplink)
+            mapping.track(segment(flags), NOW + 10, uplink=uplink)
             assert mapping.expires_at == math.inf
     assert not mapping.is_opening
 
 
 def test_without_a_socket_last_data_has_its_time(mapping: Mapping) -> None:
     mapping.accepted()
-    mapping.track(ACK | FIN, NOW, uplink=True)
+    mapping.track(segment(ACK | FIN), NOW, uplink=True)
     mapping.orphaned(NOW + 5)
     assert mapping.expires_at == NOW + 5 + TRANSITORY_IDLE_S
-    mapping.track(ACK, NOW + 9, uplink=False)
+    mapping.track(segment(ACK), NOW + 9, uplink=False)
     assert mapping.expires_at == NOW + 9 + TRANSITORY_IDLE_S
-    mapping.track(ACK | FIN, NOW + 10, uplink=False)
+    mapping.track(segment(ACK | FIN), NOW + 10, uplink=False)
     assert mapping.expires_at == NOW + 10 + CLOSED_S
-    mapping.track(ACK, NOW + 11, uplink=True)
+    mapping.track(segment(ACK), NOW + 11, uplink=True)
     assert mapping.expires_at == NOW + 11 + CLOSED_S
 
 
 @pytest.mark.parametrize("uplink", [True, False])
 def test_both_have_to_say_fin(mapping: Mapping, uplink: bool) -> None:
-    mapping.track(ACK | FIN, NOW, uplink=uplink)
-    mapping.track(ACK | FIN, NOW, uplink=uplink)
+    mapping.track(segment(ACK | FIN), NOW, uplink=uplink)
+    mapping.track(segment(ACK | FIN), NOW, uplink=uplink)
     assert not mapping.is_over
-    mapping.track(ACK | FIN, NOW, uplink=not uplink)
+    mapping.track(segment(ACK | FIN), NOW, uplink=not uplink)
     assert mapping.is_over
 
 
 @pytest.mark.parametrize("uplink", [True, False])
 def test_a_reset_is_the_end(mapping: Mapping, uplink: bool) -> None:
-    mapping.track(RST, NOW, uplink=uplink)
+    mapping.accepted()
+    mapping.orphaned(NOW)
+    mapping.track(segment(ACK), NOW, uplink=False)
+    mapping.track(segment(RST), NOW, uplink=uplink)
     assert mapping.is_over
     assert mapping.expires_at == NOW + CLOSED_S
+
+
+@pytest.mark.parametrize(
+    ("reset", "uplink", "is_over"),
+    [
+        (segment(RST, 1), True, True),
+        (segment(RST | ACK, 1), True, True),
+        (segment(RST, 0), True, False),
+        (segment(RST, 2), True, False),
+        (segment(RST | ACK, 1 << 31), True, False),
+        (segment(RST | ACK), False, True),
+        (segment(RST, 1), False, False),
+    ],
+)
+def test_a_reset_in_the_handshake_has_to_be_meant(
+    mapping: Mapping, reset: Segment, uplink: bool, is_over: bool
+) -> None:
+    """RFC 5961 3.2: a blind one is none; RFC 9293 3.10.7.4: nor is the answer to a wrong ACK."""
+    mapping.track(segment(SYN, 0), NOW, uplink=True)
+    mapping.track(segment(SYN | ACK, 77, 1), NOW, uplink=False)
+    mapping.track(reset, NOW, uplink=uplink)
+    assert mapping.is_over == is_over
+
+
+@pytest.mark.parametrize(
+    ("seq", "is_over"), [(100, True), (100 + 60_000, True), (99, False), (100 + (1 << 30), False)]
+)
+def test_a_blind_reset_does_not_end_it(mapping: Mapping, seq: int, is_over: bool) -> None:
+    """RFC 5961 3.2: some octets may not have been acknowledged yet, but not that many."""
+    mapping.accepted()
+    mapping.track(segment(ACK, 1, 100), NOW, uplink=False)
+    mapping.track(segment(RST, seq), NOW, uplink=True)
+    assert mapping.is_over == is_over
+
+
+def test_numbers_wrap(mapping: Mapping) -> None:
+    mapping.accepted()
+    mapping.track(segment(ACK, 1, 0xFFFFFFFF), NOW, uplink=False)
+    mapping.track(segment(RST, 5), NOW, uplink=True)
+    assert mapping.is_over
 
 
 def test_one_that_was_given_up_has_no_socket(mapping: Mapping) -> None:

@@ -11,42 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.rule_tables import decide, no_sets, table
 from tunproxy.errors import ConfigError
 from tunproxy.flow.rules import Action, Decision, RuleTable, ancestry
 
 SHIPPED = pathlib.Path(__file__).parents[2] / "rules"
 
 
-def no_sets(name: str) -> tuple[str, str]:
-    raise ConfigError(f"there is no rule list {name!r}")
-
-
-def table(text: str, **sets: str) -> RuleTable:
-    """The rules of ``text``; ``sets`` are the files it may include, by name without ``.list``."""
-
-    def load(name: str) -> tuple[str, str]:
-        stem = name.removesuffix(".list")
-        return (name, sets[stem]) if stem in sets else no_sets(name)
-
-    return RuleTable.parse([("my.list", text)], load)
-
-
-def decide(
-    rules: RuleTable,
-    host: str | None = None,
-    port: int = 443,
-    network: Literal["tcp", "udp"] = "tcp",
-) -> Decision:
-    """The decision for a flow to ``host``, a name or an address."""
-    try:
-        address = ipaddress.ip_address(host or "")
-    except ValueError:
-        return rules.decide(name=host, address=None, port=port, network=network)
-    return rules.decide(name=None, address=address, port=port, network=network)
-
-
-def matches(line: str, host: str | None = None, **flow: Any) -> bool:
-    return decide(table(f"{line},REJECT"), host, **flow).action is Action.REJECT
+def matches(line: str, host: str | None = None, **more: Any) -> bool:
+    return decide(table(f"{line},REJECT"), host, **more).action is Action.REJECT
 
 
 class TestTypes:
@@ -257,19 +230,27 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("DOMAIN,a.b,PROXI", "unknown target 'PROXI': use PROXY, DIRECT or REJECT"),
-            ("DOMAIN,a.b,proxy", "unknown target 'proxy': use PROXY, DIRECT or REJECT"),
-            ("MATCH,", "unknown target '': use PROXY, DIRECT or REJECT"),
+            (
+                "DOMAIN,a.b,PROXI",
+                "unknown target 'PROXI': use PROXY, DIRECT, REJECT, REJECT-DROP or home",
+            ),
+            (
+                "DOMAIN,a.b,proxy",
+                "unknown target 'proxy': use PROXY, DIRECT, REJECT, REJECT-DROP or home",
+            ),
+            ("MATCH,", "unknown target '': use PROXY, DIRECT, REJECT, REJECT-DROP or home"),
             ("DOMAIN,a.b", "'DOMAIN,a.b' is not a rule: write TYPE,payload,TARGET or MATCH,TARGET"),
             ("a.b", "'a.b' is not a rule: write TYPE,payload,TARGET or MATCH,TARGET"),
             ("MATCH", "'MATCH' is not a rule: write TYPE,payload,TARGET or MATCH,TARGET"),
             (
-                "GEOIP,CN,DIRECT",
-                "unknown rule type 'GEOIP': use DOMAIN, DOMAIN-SUFFIX, DOMAIN-KEYWORD, IP-CIDR, "
-                "IP-CIDR6, DST-PORT, NETWORK, RULE-SET or MATCH",
+                "GEOIPS,CN,DIRECT",
+                "unknown rule type 'GEOIPS': use DOMAIN, DOMAIN-SUFFIX, DOMAIN-KEYWORD, "
+                "DOMAIN-WILDCARD, DOMAIN-REGEX, IP-CIDR, IP-CIDR6, SRC-IP-CIDR, GEOIP, IP-ASN, "
+                "DST-PORT, SRC-PORT, NETWORK, PROCESS-NAME, PROCESS-PATH, UID, CGROUP, RULE-SET, "
+                "AND, OR, NOT, SUB-RULE or MATCH",
             ),
             ("DOMAIN,a.b,PROXY,no-resolve", "unknown parameter 'no-resolve' after DOMAIN"),
-            ("IP-CIDR,10.0.0.0/8,PROXY,src", "unknown parameter 'src' after IP-CIDR"),
+            ("IP-CIDR,10.0.0.0/8,PROXY,src", "parameter 'src' is not supported: use SRC-IP-CIDR"),
             ("RULE-SET,x.list,PROXY,src", "unknown parameter 'src' after RULE-SET"),
             ("MATCH,PROXY,DIRECT", "unknown parameter 'DIRECT' after MATCH"),
             (
@@ -303,11 +284,11 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("line", "message"),
         [
-            ("MATCH,x", "MATCH cannot stand in a rule set"),
+            ("MATCH,x", "MATCH can stand only in a rule list"),
             ("RULE-SET,b.list", "RULE-SET cannot stand in a rule set"),
             ("DOMAIN,a.b,PROXY", "unknown parameter 'PROXY' after DOMAIN"),
-            ("GEOIP,CN", "unknown rule type 'GEOIP'"),
-            (".a.b", "'.a.b' is not a domain name"),
+            ("GEOSITE,cn", "GEOSITE is not supported: name a list of the domains with RULE-SET"),
+            ("..a.b", "'.a.b' is not a domain name"),
             ("10.0.0.0/33", "'10.0.0.0/33' is not a network"),
         ],
     )

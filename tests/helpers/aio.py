@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 TIMEOUT_S = 60.0
@@ -151,15 +152,20 @@ class Origin:
         serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
         host: str = "127.0.0.1",
         port: int = 0,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self.port = port
+        self._ssl_context = ssl_context
         self._serve = serve
         self._host = host
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Origin:
-        self._server = await asyncio.start_server(self._accept, self._host, self.port, backlog=1024)
+        self._server = await asyncio.start_server(
+            self._accept, self._host, self.port, backlog=1024, ssl=self._ssl_context
+        )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tests.helpers.netns import INET, Device, Network
 from tunproxy.app.capture import Capture, CapturePlan
+from tunproxy.app.ipc import LinkTerms
 from tunproxy.config import Capture as CaptureConfig
-from tunproxy.config import Config, Dns, TunDevice
+from tunproxy.config import Config, Dns, TunDevice, Vpn
 from tunproxy.linux import marks
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ DNS = {4: "198.18.0.2", 6: "fd00:7470::2"}
 STUB_ASKER = {4: "198.18.0.1", 6: "fd00:7470::ffff:ffff:ffff:ffff"}
 DIRECT = {4: "198.18.0.3", 6: "fd00:7470::3"}
 FAKE = {4: "198.18.7.7", 6: "fd00:7470::707"}
+
+LINK = {4: "10.74.0.2", 6: "fd74::2"}
+PEER = {4: "10.74.0.1", 6: "fd74::1"}
+LINK_DNS = {4: "10.74.0.53", 6: "fd74::53"}
+LOCAL = ("10.74.0.2/24", "fd74::2/64")
+ALL_OF_IT = {"local": LOCAL, "routes": ("default",)}
 
 SERVER = [ipaddress.ip_address(INET[family]) for family in (4, 6)]
 
@@ -41,6 +48,15 @@ def make_plan(
 ) -> CapturePlan:
     config = Config(capture=CaptureConfig(**options), dns=Dns(mode=dns), tun=TunDevice(name=tun))
     return CapturePlan.from_config(config, slot, run)
+
+
+def make_vpn_plan(
+    *, slot: int = 0, tap: bool = False, servers: Any = (), link: Any = None, **options: Any
+) -> CapturePlan:
+    """A plan for a link of the given terms, by default that of LINK with everything behind it."""
+    config = Config(capture=CaptureConfig(**options), vpn=Vpn(tap=tap))
+    plan = CapturePlan.from_config(config, slot, False, vpn=True)
+    return plan.with_link(LinkTerms(**(ALL_OF_IT if link is None else link)), servers)
 
 
 def make_strict() -> None:

@@ -120,3 +120,13 @@ async def read_message(reader: asyncio.StreamReader) -> bytes:
         asyncio.IncompleteReadError: there is none.
     """
     return await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+
+
+async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        message = await read_message(reader)
+        writer.write(framed(reply(message, "a.test. 60 A 192.0.2.1")))
+
+
+async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(-1)

@@ -7,6 +7,7 @@ promise, and a deadline that was dealt with is no deadline any more.
 from __future__ import annotations
 
 import ipaddress
+import struct
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import dpkt
@@ -15,15 +16,23 @@ from dnslib import RR, A, DNSRecord
 from tests.helpers import packets
 from tunproxy.errors import ConfigError
 from tunproxy.flow.engine import Engine, Settings
-from tunproxy.flow.events import FlowClosed, FlowOpened, ForwardQuery
+from tunproxy.flow.events import (
+    EchoRequested,
+    FactWanted,
+    FlowClosed,
+    FlowOpened,
+    ForwardQuery,
+)
 from tunproxy.flow.fakeip import FakePools
 from tunproxy.flow.nameserver import NameServer
 from tunproxy.flow.rules import RuleTable
+from tunproxy.flow.targets import no_facts
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from tunproxy.flow.events import Event
+    from tunproxy.flow.targets import FactSource
     from tunproxy.flow.translator import Translator
 
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -67,8 +76,11 @@ class Dialogue:
         offload: bool = False,
         mtu: int = 1500,
         direct_sources: frozenset[bytes] = frozenset(),
+        features: frozenset[str] = frozenset(),
         local_sources: frozenset[bytes] | None = None,
         translator: Translator | None = None,
+        sniff: bool = False,
+        facts: FactSource = no_facts,
     ) -> None:
         self.now = 1000.0
         self.pools = FakePools(
@@ -84,9 +96,11 @@ class Dialogue:
             capture_dns=capture_dns,
             secret=bytes(16),
             direct_sources=direct_sources,
+            features=features,
             local_sources=local_sources,
+            sniff=sniff,
         )
-        self.engine = Engine(settings, table, self.pools, nameserver, translator)
+        self.engine = Engine(settings, table, self.pools, nameserver, translator, facts)
         self._translated: list[bytes] = []
         self._live: set[int] = set()
         self._closed: set[int] = set()
@@ -119,7 +133,7 @@ class Dialogue:
             if isinstance(event, FlowOpened):
                 assert event.flow not in self._live | self._closed
                 self._live.add(event.flow)
-            elif not isinstance(event, ForwardQuery):
+            elif not isinstance(event, ForwardQuery | EchoRequested | FactWanted):
                 assert event.flow in self._live
                 if isinstance(event, FlowClosed):
                     self._live.remove(event.flow)
@@ -165,6 +179,7 @@ class Dialogue:
         assert not table._time_wait
         assert not engine._ready
         assert not engine.dns._streams
+        assert len(engine._ledger.peers) == 0
         assert pinned(self.pools) == 0
 
 
@@ -318,6 +333,61 @@ def read_datagram(packet: bytes) -> tuple[bytes, int, int, bytes]:
     return parsed.src, udp.sport, udp.dport, bytes(udp.data)
 
 
+def echo_request(
+    dst: bytes,
+    payload: bytes = b"payload",
+    *,
+    ident: int = 7,
+    seq: int = 1,
+    hop_limit: int = 64,
+    src: bytes | None = None,
+) -> bytes:
+    """A ping of the client."""
+    body = struct.pack("!HH", ident, seq) + payload
+    if len(dst) == 4:
+        message = bytes(dpkt.icmp.ICMP(type=8, code=0, data=body))
+        return packets.ip4(message, packets.ICMP, src=src or CLIENT4, dst=dst, ttl=hop_limit)
+    src = src or CLIENT6
+    bare = b"\x80\0\0\0" + body
+    pseudo = packets.pseudo_header(src, dst, packets.ICMPV6, len(bare))
+    sum_ = packets.reference_checksum(pseudo + bare)
+    message = bare[:2] + sum_.to_bytes(2, "big") + bare[4:]
+    return packets.ip6(message, packets.ICMPV6, src=src, dst=dst, hop_limit=hop_limit)
+
+
+class EchoReply(NamedTuple):
+    """An answer to a ping."""
+
+    src: bytes
+    dst: bytes
+    ident: int
+    seq: int
+    payload: bytes
+
+
+def read_echo_reply(packet: bytes) -> EchoReply:
+    """An echo reply of either family, with right checksums."""
+    parsed = packets.read(packet)
+    message = read_icmp(packet)
+    assert message[:2] == bytes((0 if packet[0] >> 4 == 4 else 129, 0))
+    ident, seq = struct.unpack_from("!HH", message, 4)
+    return EchoReply(parsed.src, parsed.dst, ident, seq, message[8:])
+
+
+def read_icmp(packet: bytes) -> bytes:
+    """The message in a packet of ICMP, with a right checksum."""
+    parsed = packets.read(packet)
+    # As it is: dpkt would write the quoted packet anew.
+    message = packet[20 if packet[0] >> 4 == 4 else 40 :]
+    if packet[0] >> 4 == 4:
+        assert parsed.p == packets.ICMP
+        assert packets.reference_checksum(message) == 0
+    else:
+        assert parsed.nxt == packets.ICMPV6
+        assert packets.transport_is_intact(parsed.src, parsed.dst, packets.ICMPV6, message)
+    return message
+
+
 class Icmp(NamedTuple):
     """A Destination Unreachable."""
 
@@ -328,17 +398,33 @@ class Icmp(NamedTuple):
 
 def read_unreachable(packet: bytes) -> Icmp:
     """A Destination Unreachable of either family, with right checksums."""
-    parsed = packets.read(packet)
-    message = bytes(parsed.data)
-    if packet[0] >> 4 == 4:
-        assert parsed.p == packets.ICMP
-        assert packets.reference_checksum(message) == 0
-        assert message[0] == 3
+    message = read_icmp(packet)
+    assert message[0] == (3 if packet[0] >> 4 == 4 else 1)
+    return Icmp(packets.read(packet).src, message[1], message[8:])
+
+
+class Quoted(NamedTuple):
+    """The headers of a datagram of which an error says no more."""
+
+    src: bytes
+    src_port: int
+    dst: bytes
+    dst_port: int
+    payload_len: int
+
+
+def read_quoted_datagram(quoted: bytes) -> Quoted:
+    """What an error quotes of a datagram: its headers, with lengths that agree."""
+    if quoted[0] >> 4 == 4:
+        assert packets.reference_checksum(quoted[:20]) == 0
+        src, dst, protocol, at = quoted[12:16], quoted[16:20], quoted[9], 20
+        length = int.from_bytes(quoted[2:4], "big") - at
     else:
-        assert parsed.nxt == packets.ICMPV6
-        assert packets.transport_is_intact(parsed.src, parsed.dst, packets.ICMPV6, message)
-        assert message[0] == 1
-    return Icmp(parsed.src, message[1], message[8:])
+        src, dst, protocol, at = quoted[8:24], quoted[24:40], quoted[6], 40
+        length = int.from_bytes(quoted[4:6], "big")
+    src_port, dst_port, udp_length, _ = struct.unpack("!HHHH", quoted[at:])
+    assert (protocol, udp_length) == (packets.UDP, length)
+    return Quoted(src, src_port, dst, dst_port, length - 8)
 
 
 def query(name: str, kind: str = "A", ident: int = 7) -> bytes:
@@ -376,6 +462,6 @@ def ask_and_answer(dialogue: Dialogue, name: str, *addresses: str) -> bytes:
     """Have a query by UDP forwarded and answered; return the answer as the client gets it."""
     dialogue.feed(datagram(RESOLVER4, query(name), port=53))
     forward = dialogue.event(ForwardQuery)
-    dialogue.engine.answer_query(forward.query, answered(forward.message, *addresses))
+    dialogue.engine.answer_query(forward.query, answered(forward.message, *addresses), dialogue.now)
     (packet,) = dialogue.sent()
     return read_datagram(packet)[3]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from tests.helpers.aio import until
 
 if TYPE_CHECKING:
-    from tunproxy.upstream.base import StreamHandler
+    from collections.abc import Callable
+
+    from tunproxy.upstream.base import Buffer, DatagramError, RelayHandler, StreamHandler
     from tunproxy.upstream.direct import DatagramHandler
 
 _S = TypeVar("_S")
@@ -117,3 +121,85 @@ class FakeResolver:
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self.asked.append((message, future))
         return await future
+
+
+class FakeNames:
+    """The resolvers of both ways; ``servers`` are the named ones that were asked."""
+
+    def __init__(self) -> None:
+        self.remote = FakeResolver()
+        self.direct = FakeResolver()
+        self.servers: list[str | None] = []
+
+    async def query(self, message: bytes, server: str | None, *, direct: bool) -> bytes | None:
+        self.servers.append(server)
+        return await (self.direct if direct else self.remote).query(message)
+
+
+class FakeRelaySocket:
+    """A :class:`tunproxy.upstream.base.RelaySocket` whose other end is the test."""
+
+    def __init__(self, handler: RelayHandler) -> None:
+        self.handler = handler
+        self.sent: list[tuple[str, int, bytes, bool]] = []
+        self.closed = False
+
+    def send(self, host: str, port: int, payload: Buffer, *, whole: bool = False) -> None:
+        assert not self.closed
+        self.sent.append((host, port, bytes(payload), whole))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeEcho(NamedTuple):
+    """One echo request; answer it by calling back."""
+
+    host: str
+    payload: bytes
+    on_reply: Callable[[bytes], None]
+    on_error: Callable[[DatagramError, str | None], None] | None
+    version: int
+    hop_limit: int
+
+
+class FakeDatagramWay:
+    """A :class:`tunproxy.upstream.base.Relay` that remembers what it was asked for.
+
+    Attributes:
+        make_socket: makes the sockets.
+        on_echo: called with each echo request.
+    """
+
+    def __init__(self) -> None:
+        self.features = frozenset({"udp4", "udp6", "ping4", "ping6"})
+        self.sockets: list[FakeRelaySocket] = []
+        self.versions: list[int] = []
+        self.echoes: list[FakeEcho] = []
+        self.make_socket: Callable[[RelayHandler], FakeRelaySocket] = FakeRelaySocket
+        self.on_echo: Callable[[FakeEcho], None] = lambda echo: None
+
+    async def opened(self, count: int) -> list[FakeRelaySocket]:
+        """Wait until ``count`` sockets have sent something."""
+        await until(
+            lambda: len([each for each in self.sockets if each.sent]) >= count, "a datagram"
+        )
+        return self.sockets
+
+    def open(self, handler: RelayHandler, *, version: int = 0) -> FakeRelaySocket:
+        self.versions.append(version)
+        self.sockets.append(self.make_socket(handler))
+        return self.sockets[-1]
+
+    def echo(
+        self,
+        host: str,
+        payload: bytes,
+        on_reply: Callable[[bytes], None],
+        on_error: Callable[[DatagramError, str | None], None] | None = None,
+        *,
+        version: int = 0,
+        hop_limit: int = 64,
+    ) -> None:
+        self.echoes.append(FakeEcho(host, payload, on_reply, on_error, version, hop_limit))
+        self.on_echo(self.echoes[-1])

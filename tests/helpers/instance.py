@@ -26,6 +26,7 @@ STATUS = Status(
     reconnects=2, flows=3, flows_total=120, refused={"refused": 4, "prohibited": 1, "odd": 0},
     bytes_up=1536, bytes_down=2 << 30, dns_queries=9, counters={"tcp_checksum": 2, "none": 0},
     rss_bytes=40 << 20,
+    udp="agent",
 )  # fmt: skip
 
 _PROGRAM = """
@@ -33,6 +34,13 @@ import asyncio, signal, socket, sys
 import msgspec
 from tunproxy.app.control import ControlServer
 from tunproxy.app.instance import Instance
+
+QUERIED = {
+    "rcode": "NOERROR",
+    "answers": [{"name": "a.test.", "ttl": 1, "type": "A", "data": "198.18.0.4"}],
+    "kind": "fake", "server": None, "why": "rule MATCH,PROXY (my.list:1)", "ms": 0.25,
+}
+LISTED = {"type": "A", "kind": "fake", "value": "198.18.0.4", "ttl": None}
 
 async def main(tun, answers, stubborn, status):
     instance = Instance.create(tun)
@@ -43,7 +51,15 @@ async def main(tun, answers, stubborn, status):
         if answers:
             sock.bind(str(instance.control_path))
             sock.listen()
-            server = ControlServer(sock, {"status": lambda _: msgspec.json.decode(status)})
+            reloaded = {"rules": 3, "restart": ["tun"], "error": None}
+            handlers = {
+                "status": lambda _: msgspec.json.decode(status),
+                "reload": lambda _: reloaded,
+                "dns-query": lambda asked: {**asked, **QUERIED},
+                "dns-list": lambda asked: [{**LISTED, "name": asked["suffix"] or "a.test"}],
+                "dns-flush": lambda _: 3,
+            }
+            server = ControlServer(sock, handlers)
             await server.start()
         print("ready", flush=True)
         await stopped.wait()

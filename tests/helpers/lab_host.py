@@ -1,7 +1,8 @@
 """One host of the laboratory: a network, a mount and a cgroup namespace of its own.
 
 The network namespace has a name (``ip -n NAME ...`` works on it). The mount namespace has private
-/run, /etc and home directories, so that nothing a test starts touches the machine's. The cgroup is
+/run, /etc and home directories, so that nothing a test starts touches the machine's, and /sys shows
+the host's own devices. The cgroup is
 the list of everything that was ever started in the host, daemons included: closing the host kills
 it. A holder process keeps the namespaces; it ends with the test process, even when that is killed.
 """
@@ -38,7 +39,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _SETUP = """
 set -e
 hide() { mount -t tmpfs -o mode=755 tmpfs "$1"; }
-mkdir -p "$1/etc" "$1/python" "$1/repository"
+mkdir -p "$1/etc" "$1/python" "$1/repository" "$1/sys"
+mount -t sysfs sysfs "$1/sys"
+for path in class/net devices/virtual/net; do mount --bind "$1/sys/$path" "/sys/$path"; done
 mount --bind "$3" "$1/python"
 mount --bind "$4" "$1/repository"
 hide /root; mkdir -p "$3" "$4"

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tests.helpers.lab_host import Host
 
 CROWD = 200
-"""How many say something at a time: a TUN has a queue for 500 packets, and what it has no room for
-comes again a second later."""
+"""How many say something at a time: a TUN's queue has an end, and what it has no room for comes
+again a second later."""
 _SPARE_FILES = 5000
 
 
@@ -34,9 +34,12 @@ def files_for(connections: int) -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def echoes(host: Host, address: str, count: int) -> AsyncIterator[list[socket.socket]]:
-    """``count`` connections from ``host`` to the echo server at ``address``, all of them open."""
-    gate = asyncio.Semaphore(CROWD)
+async def echoes(
+    host: Host, address: str, count: int, crowd: int = CROWD
+) -> AsyncIterator[list[socket.socket]]:
+    """``count`` connections from ``host`` to the echo server at ``address``, all of them open;
+    ``crowd`` connect at a time."""
+    gate = asyncio.Semaphore(crowd)
     with contextlib.ExitStack() as stack:
         sockets = []
         for _ in range(count):
@@ -69,7 +72,10 @@ async def _echoed(sock: socket.socket, part: bytes, gate: asyncio.Semaphore) -> 
     async with gate:
         sending = asyncio.ensure_future(loop.sock_sendall(sock, part))
         answer = bytearray()
-        while len(answer) < len(part) and (data := await loop.sock_recv(sock, 1 << 16)):
-            answer += data
-        await sending
-    return answer == part
+        try:
+            while len(answer) < len(part) and (data := await loop.sock_recv(sock, 1 << 16)):
+                answer += data
+        finally:
+            # It fails with the connection, and nobody else would ask what it says.
+            (failure,) = await asyncio.gather(sending, return_exceptions=True)
+    return failure is None and answer == part

@@ -28,7 +28,7 @@ class Pair(NamedTuple):
             (self.server, self.client, b"to the client"),
         ):
             sender.sendall(text)
-            assert receiver.recv(len(text), socket.MSG_WAITALL) == text
+            assert receive(receiver, len(text)) == text
 
 
 @contextlib.contextmanager
@@ -44,6 +44,17 @@ def connected(client: Host, server: Host, address: str, via: str | None = None) 
         far = stack.enter_context(listener.accept()[0])
         far.settimeout(20)
         yield Pair(near, far)
+
+
+def receive(sock: socket.socket, length: int) -> bytes:
+    """Return the next ``length`` octets, fewer only where the stream ends.
+
+    MSG_WAITALL waits for nothing on a socket with a time-out, which Python makes non-blocking.
+    """
+    found = bytearray()
+    while len(found) < length and (data := sock.recv(length - len(found))):
+        found += data
+    return bytes(found)
 
 
 def reset(sock: socket.socket) -> None:

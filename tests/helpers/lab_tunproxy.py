@@ -27,7 +27,7 @@ READY_S = 20.0
 STOP_S = 10.0
 
 
-def server_options(lab: Lab) -> list[str]:
+def server_options(lab: Lab, key: pathlib.Path | None = None) -> list[str]:
     """The options that let the program log in to the laboratory's sshd."""
     sshd = lab.sshd
     return [
@@ -36,22 +36,31 @@ def server_options(lab: Lab) -> list[str]:
         "-p",
         str(SSH_PORT),
         "-i",
-        str(sshd.key),
+        str(key or sshd.key),
         "--known-hosts",
         str(sshd.known_hosts),
     ]
 
 
 class Tunproxy:
-    """A running ``tunproxy``, in the client of ``lab``.
+    """A running ``tunproxy``, in the client of ``lab`` or in another ``host``.
 
     The output is collected while it runs: ``stdout`` and ``stderr`` are the lines so far.
     """
 
-    def __init__(self, lab: Lab, *command: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        *command: str,
+        env: dict[str, str] | None = None,
+        host: Host | None = None,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
+        """``prefix`` goes before the command line, to run it as another user for instance."""
         self._lab = lab
-        self._process = lab.client.popen(
-            *PROGRAM, *command, env=env,
+        self._host = host or lab.client
+        self._process = self._host.popen(
+            *prefix, *PROGRAM, *command, env=env,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self.pid = self._process.pid
@@ -121,15 +130,17 @@ class Tunproxy:
             except subprocess.TimeoutExpired:
                 self._process.kill()
         self._process.wait()
-        run_program(self._lab, "recover", check=False)
+        run_program(self._lab, "recover", check=False, host=self._host)
         for reader in self._readers:
             reader.join(STOP_S)
 
     # What it says of itself
 
     def status(self) -> dict[str, Any]:
-        """``tunproxy status --json``: the one instance that runs."""
-        (found,) = json.loads(run_program(self._lab, "status", "--json").stdout)
+        """What ``tunproxy status --json`` says of it."""
+        shown = json.loads(run_program(self._lab, "status", "--json", host=self._host).stdout)
+        children = descendants(self.pid)
+        (found,) = (instance for instance in shown if instance["pid"] in children)
         assert isinstance(found, dict)
         return found
 
@@ -145,10 +156,10 @@ class Tunproxy:
 
 
 def run_program(
-    lab: Lab, *command: str, check: bool = True, **options: Any
+    lab: Lab, *command: str, check: bool = True, host: Host | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``tunproxy COMMAND`` in the client to its end."""
-    return lab.client.run(*PROGRAM, *command, check=check, **options)
+    """Run ``tunproxy COMMAND`` in the client, or in another ``host``, to its end."""
+    return (host or lab.client).run(*PROGRAM, *command, check=check, **options)
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ class MemoryTun:
         self._event = os.eventfd(0, os.EFD_NONBLOCK)
         self._incoming: deque[bytes] = deque()
         self.written: list[bytes] = []
+        self.offload = True
         self.full = False
         self.deleted: MachineError | None = None
         self.reads = 0

@@ -47,6 +47,9 @@ LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 STUB = {4: "127.0.0.53", 6: "::1"}
 LENGTH = {4: 24, 6: 64}
 
+NODAD: dict[int, list[str]] = {4: [], 6: ["nodad"]}
+"""An address that is usable at once: otherwise it is some work of the kernel later."""
+
 _AF = {4: socket.AF_INET, 6: socket.AF_INET6}
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -141,15 +144,21 @@ class Device:
 
     def read(self) -> Packet:
         """The next packet, of TCP or UDP."""
+        packet = parse(self.read_raw())
+        assert packet is not None
+        return packet
+
+    def read_raw(self) -> bytes:
+        """The octets of the next packet of TCP or UDP."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.tun], [], [], left)[0]:
                 raise AssertionError("nothing came to the TUN")
             length = self.tun.read_into(self._buffer)
-            packet = parse(bytes(self._buffer[HEADER_LEN:length]))
-            if packet is not None:
-                return packet
+            octets = bytes(self._buffer[HEADER_LEN:length])
+            if parse(octets) is not None:
+                return octets
 
     def answer(self, packet: Packet, payload: bytes) -> None:
         """Write the answer to the datagram ``packet``."""
@@ -205,7 +214,7 @@ class Network:
                 lan = str(ipaddress.ip_interface(f"{LAN[family]}/{LENGTH[family]}").network)
                 self.inet.ip(f"-{family}", "route", "add", lan, "via", CLIENT[family])
                 for address in (FAR[family], OTHER[family]):
-                    self.inet.ip("addr", "add", address, "dev", "lo")
+                    self.inet.ip("addr", "add", address, "dev", "lo", *NODAD[family])
             stack.enter_context(self.client.entered())
             self._stack = stack.pop_all()
         return self
@@ -220,14 +229,14 @@ class Network:
         for namespace, name, addresses in ((self.client, device, here), (peer, "eth0", there)):
             for family in (4, 6):
                 address = f"{addresses[family]}/{LENGTH[family]}"
-                namespace.ip("addr", "add", address, "dev", name)
+                namespace.ip("addr", "add", address, "dev", name, *NODAD[family])
             namespace.ip("link", "set", name, "up")
 
     @contextlib.contextmanager
     def tun(self, plan: CapturePlan) -> Iterator[Device]:
         """The TUN device of ``plan``, configured."""
-        with Tun.open(plan.tun, offload=False) as tun:
-            configure_link(plan.tun, mtu=1500, addresses=plan.tun_addresses)
+        with Tun.open(plan.tun, offload=False, tap=plan.tap) as tun:
+            configure_link(plan.tun, mtu=1500, addresses=plan.tun_addresses, tap=plan.tap)
             yield Device(tun)
 
 

@@ -168,13 +168,24 @@ def udp(payload: bytes = b"", **fields: Any) -> Any:
 def read(packet: bytes) -> Any:
     """What dpkt makes of a packet, after a look at the IPv4 header checksum."""
     if packet[0] >> 4 == 6:
-        parsed = dpkt.ip6.IP6(packet)
+        parsed = _read6(packet)
         assert parsed.plen == len(packet) - 40
         return parsed
     parsed = dpkt.ip.IP(packet)
     assert parsed.len == len(packet)
     assert reference_checksum(packet[: parsed.hl * 4]) == 0
     return parsed
+
+
+def _read6(packet: bytes) -> Any:
+    """An IPv6 packet; dpkt fails on an ICMP error that quotes extension headers which were cut off,
+    so that the message of such a one stays octets."""
+    try:
+        return dpkt.ip6.IP6(packet)
+    except AttributeError:
+        parsed = dpkt.ip6.IP6(packet[:40])
+        parsed.data = packet[40:]
+        return parsed
 
 
 class VnetHeader(NamedTuple):

@@ -30,16 +30,18 @@ _SUPERVISOR = """
     import json, os, sys
     import msgspec
     from tunproxy import ipnet_codec
-    from tunproxy.app import engineprocess, supervisor
+    from tunproxy.app import engineprocess, supervision, supervisor
     from tunproxy.config import Config
     from tunproxy.errors import TunproxyError
 
     given = json.loads(sys.argv[1])
     engineprocess.STOP_S = given["stop_s"]
-    supervisor.COMMAND_STOP_S = given["stop_s"]
+    supervision.COMMAND_STOP_S = given["stop_s"]
     config = msgspec.convert(given["config"], Config, dec_hook=ipnet_codec.dec_hook)
     argv = given["argv"]
     job = supervisor.Up() if argv is None else supervisor.Run(argv)
+    if given["vpn"]:
+        job = supervisor.Vpn()
     engine = [sys.executable, "-P", "-c", given["engine"]]
     try:
         sys.exit(supervisor.supervise(config, job, verbosity=0, engine_argv=engine))
@@ -89,6 +91,7 @@ class Supervised:
         engine: str = SERVE,
         *,
         argv: Sequence[str] | None = None,
+        vpn: bool = False,
         config: dict[str, Any] | None = None,
         env: dict[str, str] | None = None,
         stop_s: float = 10.0,
@@ -98,7 +101,8 @@ class Supervised:
     ) -> None:
         self.namespace = namespace
         script = textwrap.dedent(_ENGINE) + textwrap.dedent(engine)
-        given = {"engine": script, "argv": argv, "config": config or {}, "stop_s": stop_s}
+        config = config or {}
+        given = {"engine": script, "argv": argv, "vpn": vpn, "config": config, "stop_s": stop_s}
         command = [sys.executable, "-c", textwrap.dedent(_SUPERVISOR), json.dumps(given)]
         self._process = subprocess.Popen(
             [*wrapper, *namespace.command([*inner, *command])],

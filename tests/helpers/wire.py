@@ -2,7 +2,8 @@
 
 A packet socket bound to the device. What is sent on it is what the program reads next; what the
 program writes is seen as incoming, before the kernel's own IP. The senders that the tests play have
-addresses that no host owns, so no kernel ever answers for them.
+addresses that no host owns, so no kernel ever answers for them. What the program writes to the
+device's own addresses is for the kernel's stack (``--stack system``): no peer would ever see it.
 
 ``PACKET_VNET_HDR`` (packet(7), include/uapi/linux/virtio_net.h) gives the tests the program's view:
 each packet has a ``virtio_net_hdr``. Without ``NEEDS_CSUM`` the program has to verify a checksum,
@@ -12,6 +13,8 @@ is heard has had its checksums verified here, and super-segments are cut as a ke
 
 from __future__ import annotations
 
+import ipaddress
+import json
 import socket
 import struct
 import time
@@ -86,7 +89,7 @@ class Heard(NamedTuple):
     @property
     def message(self) -> bytes:
         """What follows the IP header."""
-        return self.octets[20 if self.version == 4 else 40 :]
+        return self.octets[(self.octets[0] & 0xF) * 4 if self.version == 4 else 40 :]
 
 
 class Wire:
@@ -94,6 +97,7 @@ class Wire:
 
     def __init__(self, host: Host, name: str, probe_from: Ends) -> None:
         self._name = name
+        self._own = _addresses_of(host, name)
         with host.entered():
             self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._sock.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
@@ -202,9 +206,19 @@ class Wire:
             data, ancillary, _, _ = self._sock.recvmsg(_READ_LEN, 64)
         except (TimeoutError, BlockingIOError):
             return False
-        seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
-        self._heard.extend(_cut(data, seconds + nanoseconds / 1e9))
+        if _destination(data[packets.VNET_HDR_LEN :]) not in self._own:
+            seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
+            self._heard.extend(_cut(data, seconds + nanoseconds / 1e9))
         return True
+
+
+def _addresses_of(host: Host, device: str) -> frozenset[bytes]:
+    (found,) = json.loads(host.run("ip", "-json", "addr", "show", "dev", device).stdout)
+    return frozenset(ipaddress.ip_address(each["local"]).packed for each in found["addr_info"])
+
+
+def _destination(octets: bytes) -> bytes:
+    return octets[16:20] if octets[0] >> 4 == 4 else octets[24:40]
 
 
 def _cut(data: bytes, at: float) -> Iterator[Heard]:

@@ -113,3 +113,9 @@ def test_system_resolvers_are_those_really_used(
         (directory / "resolve").mkdir()
         (directory / "resolve/resolv.conf").write_text(behind)
     assert resolved.system_resolvers() == expected
+
+
+def test_flush_caches(directory: pathlib.Path) -> None:
+    install(directory)
+    resolved.flush_caches()
+    assert calls(directory) == ["flush-caches"]

@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.netns import Namespace
 from tunproxy.linux import trap
 from tunproxy.linux.netlink import sysctl_devices
+from tunproxy.linux.tun_devices import find_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,3 +57,10 @@ def test_remove_says_whether_there_was_one() -> None:
     assert trap.remove("tpblock0")
     assert "tpblock0" not in sysctl_devices(4)
     assert not trap.remove("tpblock0")
+
+
+def test_it_is_nobodys_to_take_but_roots() -> None:
+    trap.create("tpblock0", ADDRESSES)
+    device = find_device("tpblock0")
+    assert device is not None
+    assert device.owner == 0

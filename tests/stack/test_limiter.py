@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +42,27 @@ def test_no_span_of_time_has_more_than_burst_and_rate_allow(gaps: list[float]) -
     for i, first in enumerate(allowed):
         for count, last in enumerate(allowed[i:], 1):
             assert count <= 5 + (last - first) * 4 + 1e-6
+
+
+def test_what_is_not_allowed_is_counted() -> None:
+    counters: Counter[str] = Counter()
+    limiter = Limiter(10.0, 3.0, counters, "too_many")
+    for _ in range(5):
+        limiter.allow(5.0)
+    assert counters == {"too_many": 2}
+    limiter.deny()
+    assert counters == {"too_many": 3}
+
+
+def test_challenges_of_all_connections_are_counted_together() -> None:
+    """Whichever of the two bounds holds them back."""
+    counters: Counter[str] = Counter()
+    shared = Limiter(1.0, 15.0, counters, "suppressed")
+    allowed = [
+        own.allow(1.0) for own in (Challenges(shared), Challenges(shared)) for _ in range(12)
+    ]
+    assert sum(allowed) == 15
+    assert counters == {"suppressed": 24 - 15}
 
 
 def test_noisy_connection_does_not_silence_another() -> None:

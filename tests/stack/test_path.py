@@ -18,7 +18,7 @@ from tests.helpers.tcp_dialogue import (
     time_wait,
 )
 from tunproxy.stack.liveness import PATH_MTU_S
-from tunproxy.stack.path import MIN_PATH_MSS4, MIN_PATH_MSS6, Path
+from tunproxy.stack.path import MIN_PATH_MSS4, MIN_PATH_MSS6, Path, plateau_below
 from tunproxy.stack.remote import RemoteSender
 from tunproxy.wire.seq import wrap
 
@@ -103,11 +103,45 @@ def test_timestamps_take_their_room() -> None:
     assert d.endpoint.gso_size == 988
 
 
-@pytest.mark.parametrize("mtu", [1500, 1501, 65535, 0])
+@pytest.mark.parametrize("mtu", [1500, 1501, 65535])
 def test_mtu_that_is_no_less_changes_nothing(mtu: int) -> None:
     d = flying()
     assert not d.endpoint.path_mtu(mtu, d.now)
     assert heard(d) == []
+
+
+@pytest.mark.parametrize(
+    ("length", "plateau"),
+    [(65535, 32000), (1500, 1492), (1493, 1492), (1492, 1006), (1006, 508), (296, 68), (0, 68)],
+)
+def test_plateaus(length: int, plateau: int) -> None:
+    """RFC 1191 7.1."""
+    assert plateau_below(length) == plateau
+
+
+@pytest.mark.parametrize(("dropped", "fits"), [(1500, 1452), (1492, 966), (1520, 1452), (0, 536)])
+def test_router_that_does_not_know_its_mtu(dropped: int, fits: int) -> None:
+    """RFC 1191 5: the next plateau; some add the header to what they have dropped."""
+    d = flying()
+    assert d.endpoint.path_mtu(0, d.now, dropped=dropped)
+    assert d.endpoint.gso_size == fits
+    assert max(length for _, length in heard(d)) == fits
+
+
+def test_plateaus_count_the_timestamps() -> None:
+    d = established(timestamps=True)
+    assert d.endpoint.path_mtu(0, d.now, dropped=9000)
+    assert d.endpoint.gso_size == 1452 - 12
+
+
+@pytest.mark.parametrize("mtu", [0, 68, 1279])
+def test_ipv6_takes_no_less_than_every_link_has(mtu: int) -> None:
+    """RFC 8201 4."""
+    d = flying(PLAIN._replace(ipv6=True))
+    assert not d.endpoint.path_mtu(mtu, d.now, dropped=1500)
+    assert heard(d) == []
+    assert d.endpoint.path_mtu(1280, d.now)
+    assert d.endpoint.gso_size == MIN_PATH_MSS6
 
 
 def test_small_peer_is_not_sent_more() -> None:

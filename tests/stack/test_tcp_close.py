@@ -177,7 +177,9 @@ def test_fin_wait_2_fin_out_of_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "ack"), [(fin_wait_1, 1), (closing, 2), (last_ack, 2)], ids=lambda v: str(v)
+    ("make", "ack"),
+    [(fin_wait_1, 1), (closing, 2), (last_ack, 2)],
+    ids=["FIN-WAIT-1", "CLOSING", "LAST-ACK"],
 )
 def test_fin_is_retransmitted(make: object, ack: int) -> None:
     """RFC 6298 (5.4): a FIN is a segment like others."""
@@ -314,7 +316,9 @@ def test_time_wait_old_syn_is_challenged() -> None:
     assert d.state() is State.TIME_WAIT
 
 
-@pytest.mark.parametrize("state", set(STATES) - {State.LISTEN, State.TIME_WAIT}, ids=str)
+@pytest.mark.parametrize(
+    "state", [s for s in STATES if s not in (State.LISTEN, State.TIME_WAIT)], ids=str
+)
 def test_elsewhere_a_syn_is_no_new_incarnation(state: State) -> None:
     d = STATES[state]()
     assert not d.endpoint.is_new_incarnation(d.syn(3000))

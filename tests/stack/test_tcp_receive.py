@@ -344,6 +344,33 @@ def test_delayed_ack_of_a_small_segment() -> None:
     assert d.endpoint.poll_at() is None
 
 
+def test_ack_of_what_is_answered_goes_with_the_answer() -> None:
+    d = established()
+    d.send("PA", 1, 1, b"ask", t=START + 1)
+    d.expect("A", 1, 4, t=START + 1)  # nobody knows yet that it will be answered
+    d.endpoint.send(b"yes")
+    d.expect("PA", 1, 4, b"yes", t=START + 1.01)
+    d.send("PA", 4, 4, b"more", t=START + 2)
+    d.nothing(t=START + 2)
+    d.endpoint.send(b"no")
+    d.expect("PA", 4, 8, b"no", t=START + 2.01)
+    d.nothing(t=START + 2.1)
+
+
+def test_ack_of_what_is_no_longer_answered_waits_once() -> None:
+    """One with Nagle's algorithm may wait for it with his next small segment."""
+    d = established()
+    d.send("PA", 1, 1, b"ask", t=START + 1)
+    d.expect("A", 1, 4, t=START + 1)
+    d.endpoint.send(b"yes")
+    d.expect("PA", 1, 4, b"yes", t=START + 1.01)
+    d.send("PA", 4, 4, b"tell", t=START + 2)
+    d.nothing(t=START + 2)
+    d.expect("A", 4, 8, t=START + 2 + DELAYED_ACK_S)
+    d.send("PA", 8, 4, b"tell", t=START + 3)
+    d.expect("A", 4, 12, t=START + 3)
+
+
 def test_delayed_ack_is_not_put_off_by_another_segment() -> None:
     d = established()
     d.send("A", 1, 1, b"abc")

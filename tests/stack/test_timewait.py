@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import Counter
 
 import pytest
 
@@ -57,6 +58,17 @@ def test_the_last_acknowledgment_may_be_its() -> None:
     ack = left(d).dispatch(d.now)
     assert ack is not None
     assert d.peer_seq(ack.ack) == 2
+
+
+def test_challenges_that_it_holds_back_are_counted() -> None:
+    """RFC 5961 7."""
+    counters: Counter[str] = Counter()
+    d = time_wait(challenges=Limiter(1000.0, 1000.0, counters, "suppressed"))
+    tw = left(d)
+    for _ in range(3):
+        tw.process(d.segment("S", 1, None), START + 1)
+        tw.dispatch(START + 1)
+    assert counters == {"suppressed": 2}
 
 
 def test_it_ends() -> None:

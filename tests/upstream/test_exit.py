@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from tunproxy.upstream import exit as embedded
 from tunproxy.upstream.exit import DEFAULT_LISTEN, ExitServer, generate_key
 from tunproxy.upstream.permit import Permit
 from tunproxy.upstream.ssh_errors import LoginRefused
+from tunproxy.upstream.ssh_fast import connection_path
 
 if TYPE_CHECKING:
     import pathlib
@@ -52,6 +54,29 @@ async def test_nothing_but_direct_tcpip(tmp_path: pathlib.Path) -> None:
                 await attempt
         with pytest.raises(asyncssh.ChannelListenError):
             await client.forward_remote_port("127.0.0.1", 0, "127.0.0.1", 80)
+
+
+@both_loops
+async def test_data_takes_the_fast_path(tmp_path: pathlib.Path) -> None:
+    async with through_exit(tmp_path) as (server, _):
+        (connection,) = server._connections
+        await until(lambda: connection_path(connection.ssh).startswith("fast: aes"), "the path")
+
+
+@both_loops
+async def test_socket_that_listens_already(tmp_path: pathlib.Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        async with (
+            Origin(echo) as origin,
+            through_exit(tmp_path, sock=sock) as (server, upstream),
+        ):
+            assert server.port == port
+            recorder = Recorder()
+            stream = await upstream.open("127.0.0.1", origin.port, SOURCE, recorder)
+            stream.write(b"hello")
+            await recorder.wait_for_octets(5)
+            stream.abort()
 
 
 @both_loops

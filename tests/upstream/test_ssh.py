@@ -307,7 +307,7 @@ async def test_backlog_is_bounded_by_who_writes(
         await until(lambda: stream.backlog == 0, "the backlog to drain")
         await until(lambda: recorder.backlogs[-1:] == [0], "the last report")
         assert recorder.backlogs == sorted(recorder.backlogs, reverse=True)
-        assert len(recorder.backlogs) >= 3, "it falls step by step"
+        assert len(recorder.backlogs) >= 2, "it falls step by step"
         stream.write_eof()
         await recorder.wait("lost")
     assert recorder.reset is False

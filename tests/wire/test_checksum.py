@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dpkt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.helpers.packets import V4, V6, deterministic, pseudo_header, reference_checksum
@@ -110,3 +110,16 @@ def test_fold_is_the_complement_of_finish(total: int) -> None:
     """In the arithmetic of one's complement, where 0 and 0xFFFF are equal."""
     assert 0 <= checksum.fold(total) <= 0xFFFF
     assert (checksum.fold(total) + checksum.finish(total)) % 0xFFFF == 0
+
+
+@deterministic
+@given(data=st.binary(max_size=64) | st.binary(min_size=64, max_size=4000).map(lambda d: d * 3))
+@example(data=bytes(3000))
+@example(data=b"\xff" * 1448)
+@example(data=b"\xff" * 1449)
+def test_long_sums_are_those_of_the_rfc(data: bytes) -> None:
+    assert checksum.finish(checksum.add(data)) == reference_checksum(data)
+
+
+def test_the_sum_of_a_segment_is_a_short_number() -> None:
+    assert checksum.add(b"\xff" * 1460).bit_length() < 2000

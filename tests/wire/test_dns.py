@@ -13,6 +13,7 @@ from dnslib import (
     EDNS0,
     MX,
     QTYPE,
+    RD,
     RR,
     TXT,
     A,
@@ -20,6 +21,7 @@ from dnslib import (
     DNSLabel,
     DNSQuestion,
     DNSRecord,
+    EDNSOption,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +63,7 @@ class TestParse:
             0x1234,
             "www.example.com",
             Type.AAAA,
-            dns.CLASS_IN,
+            1,
         )
         assert query.edns is None
         assert query.flags == 0x0100
@@ -73,6 +75,26 @@ class TestParse:
         assert query.edns == dns.Edns(payload_size=4096, version=1, dnssec_ok=True)
         query = dns.parse_query(ask("a.b", udp_len=512))
         assert query.edns == dns.Edns(payload_size=512, version=0, dnssec_ok=False)
+
+    def test_edns_options(self) -> None:
+        message = ask("a.b", opts=[EDNSOption(10, b"cookie.."), EDNSOption(8, b"")])
+        edns = dns.parse_query(message).edns
+        assert edns is not None
+        assert edns.options == {8, 10}
+
+    def test_flags_that_answers_depend_on(self) -> None:
+        plain = dns.parse_query(ask("a.b"))
+        assert (plain.wants_recursion, plain.dnssec_flags) == (True, (False, False, False))
+        message = ask("a.b", flags="do")
+        query = dns.parse_query(message[:2] + b"\x00\x30" + message[4:])
+        assert (query.wants_recursion, query.dnssec_flags) == (False, (True, True, True))
+
+    def test_another_type(self) -> None:
+        message, query = dns.with_type(
+            ask("Www.a.b", 255, udp_len=900), dns.parse_query(ask("Www.a.b", 255)), Type.A
+        )
+        assert message == ask("Www.a.b", Type.A, udp_len=900)
+        assert query == dns.parse_query(ask("Www.a.b", Type.A))
 
     def test_root(self) -> None:
         query = dns.parse_query(raw_query(b"\x00"))
@@ -91,6 +113,8 @@ class TestParse:
         query = dns.parse_query(bytes(record.pack()))
         assert query.edns is not None
         assert query.edns.payload_size == 900
+        assert query.has_extras
+        assert not dns.parse_query(ask("a.b", udp_len=900)).has_extras
 
     @pytest.mark.parametrize(
         ("message", "expected"),
@@ -115,6 +139,8 @@ class TestParse:
             (raw_query(b"\x01a\x00", (1, 1, 0, 0), OPT), "dns_opt"),
             (raw_query(b"\x01a\x00", (1, 0, 1, 0), OPT), "dns_opt"),
             (raw_query(b"\x01a\x00", tail=b"x"), "dns_trailing"),
+            (raw_query(b"\x01a\x00", (1, 0, 0, 1), OPT[:-1] + b"\x03\x00\x0a\x00"), "dns_opt"),
+            (raw_query(b"\x01a\x00", (1, 0, 0, 1), OPT[:-1] + b"\x04\x00\x0a\x00\x01"), "dns_opt"),
         ],
     )
     def test_malformed(self, message: bytes, expected: str) -> None:
@@ -203,6 +229,11 @@ class TestAnswer:
         query = dns.parse_query(raw_query(b"\x00"))
         answer = DNSRecord.parse(dns.answer_negative(query, Rcode.NOERROR, 5))
         assert str(answer.auth[0].rname) == "."
+
+    def test_minimal_answer_to_any(self) -> None:
+        query = dns.parse_query(ask("a.b", Type.ANY))
+        (found,) = DNSRecord.parse(dns.answer_minimal(query, 9)).rr
+        assert (found.rtype, found.ttl, bytes(found.rdata.data)) == (13, 9, b"\x07RFC8482\x00")
 
     def test_edns_is_echoed(self) -> None:
         query = dns.parse_query(ask("a.b", flags="do", udp_len=4096))
@@ -297,6 +328,46 @@ class TestResponse:
     def test_garbled_answers(self) -> None:
         answer = self.response(RR("www.a.b", rdata=A("192.0.2.7")))
         assert reason(dns.answered_addresses, self.query, answer[:-1]) == "dns_record"
+
+    def test_question_of_another_type(self) -> None:
+        query = dns.parse_query(ask("WWW.a.b", Type.ANY))
+        answer = dns.accept_response(self.query, self.response(RR("www.a.b", rdata=A("192.0.2.7"))))
+        read = DNSRecord.parse(dns.with_question(answer, query))
+        assert (str(read.q.qname), read.q.qtype) == ("WWW.a.b.", Type.ANY)
+        assert [str(r.rdata) for r in read.rr] == ["192.0.2.7"]
+
+    def glued(self, *additional: Any) -> DNSRecord:
+        record = DNSRecord.parse(ask("www.a.b", QTYPE.MX)).reply(aa=0)
+        record.add_answer(RR("www.a.b", QTYPE.MX, rdata=MX("m.a.b"), ttl=60))
+        for each in additional:
+            record.add_ar(each)
+        query = dns.parse_query(ask("www.a.b", QTYPE.MX))
+        return DNSRecord.parse(dns.without_glue(query, bytes(record.pack())))
+
+    def test_addresses_that_come_along_are_cut_off(self) -> None:
+        glue = [RR("m.a.b", rdata=A("192.0.2.7")), RR("m.a.b", 28, rdata=AAAA("2001:db8::7"))]
+        option = EDNS0(udp_len=900, opts=[EDNSOption(10, b"cookie")])
+        for additional in (glue, [*glue, option], [option, *glue], [glue[0], option, glue[1]]):
+            read = self.glued(*additional)
+            assert [str(r.rdata) for r in read.rr] == ["10 m.a.b."]
+            assert [r.rtype for r in read.ar] == [QTYPE.OPT] * (option in additional)
+        assert read.ar[0].edns_len == 900
+        assert [o.data for o in read.ar[0].rdata] == [b"cookie"]
+
+    def test_a_signed_response_stays_whole(self) -> None:
+        signature = RR("key", Type.TSIG, rclass=255, rdata=RD(b"signature"))
+        read = self.glued(RR("m.a.b", rdata=A("192.0.2.7")), signature)
+        assert [r.rtype for r in read.ar] == [QTYPE.A, Type.TSIG]
+
+    @given(st.binary(max_size=60))
+    def test_arbitrary_additional(self, tail: bytes) -> None:
+        response = struct.pack("!6H", 0x1234, 0x8180, 1, 0, 1, 2) + self.query.question + tail
+        try:
+            cut = dns.without_glue(self.query, response)
+        except WireError:
+            return
+        dns.sections(self.query, cut)
+        assert len(cut) <= len(response)
 
     @given(st.binary(max_size=60))
     def test_arbitrary_records(self, tail: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dpkt
 import pytest
@@ -38,6 +38,7 @@ from tests.helpers.packets import (
 from tunproxy.errors import WireError
 from tunproxy.wire import icmp, ip
 from tunproxy.wire.icmp import Kind, Message, Unreachable
+from tunproxy.wire.rewrite import Ends as Between
 
 if TYPE_CHECKING:
     from tests.helpers.packets import Ends
@@ -319,3 +320,139 @@ def test_unreachable_quotes_options_and_extension_headers() -> None:
     with_headers = ip6(b"payload!", UDP, destination(), fragment(1, 0, True))
     assert with_headers[40] == FRAGMENT
     assert emit(Unreachable.HOST, with_headers)[48:] == with_headers
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 520, 9000])
+def test_unknown_protocol4(length: int) -> None:
+    """RFC 1122 3.2.2.1."""
+    original = packet(V4, bytes(length), 132)
+    (octets,) = receive(b"".join(icmp.unknown_protocol(ip.parse(memoryview(original)))))
+    outer = read(octets)
+    assert (outer.src, outer.dst, outer.p) == (V4.dst, V4.src, ICMP)
+    assert reference_checksum(octets[20:]) == 0
+    assert octets[20:22] == bytes((dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_PROTO))
+    assert octets[24:] == bytes(4) + original[:548]
+
+
+@pytest.mark.parametrize(("extensions", "pointer"), [([], 6), ([destination()], 40)])
+def test_unknown_protocol6(extensions: list[Any], pointer: int) -> None:
+    """RFC 4443 3.4."""
+    original = ip6(b"?" * 8, 253, *extensions)
+    (octets,) = receive(b"".join(icmp.unknown_protocol(ip.parse(memoryview(original)))))
+    assert problem_of(octets) == (1, pointer, original)
+
+
+def problem_of(octets: bytes) -> tuple[int, int, bytes]:
+    """Code, pointer and quote of a Parameter Problem, everything else checked."""
+    outer = read(octets)
+    assert (outer.src, outer.dst, outer.nxt) == (V6.dst, V6.src, ICMPV6)
+    assert transport_is_intact(V6.dst, V6.src, ICMPV6, octets[40:])
+    assert octets[40] == dpkt.icmp6.ICMP6_PARAM_PROB
+    return octets[41], int.from_bytes(octets[44:48], "big"), octets[48:]
+
+
+@pytest.mark.parametrize("code", ip.Problem)
+@pytest.mark.parametrize("length", [0, 1, 1192, 1193, 9000])
+def test_parameter_problem(code: ip.Problem, length: int) -> None:
+    original = packet(V6, bytes(length), 253)
+    (octets,) = receive(b"".join(icmp.parameter_problem(code, 0x01020304, original)))
+    assert problem_of(octets) == (code.value, 0x01020304, original[:1232])
+    got = icmp.parse(ip.parse(memoryview(octets)))
+    assert got.kind is Kind.ERROR
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+def test_errors_may_come_from_a_router(ends: Ends) -> None:
+    original = packet(ends, udp(b"payload"), UDP)
+    router = bytes([9]) * len(ends.src)
+    for parts in (
+        icmp.unreachable(Unreachable.HOST, original, router),
+        icmp.hop_limit_exceeded(original, router),
+    ):
+        (octets,) = receive(b"".join(parts))
+        answer = ip.parse(memoryview(octets))
+        assert (answer.src, answer.dst) == (router, ends.src)
+        got = icmp.parse(answer)
+        assert (got.kind, bytes(got.quoted)) == (Kind.ERROR, original)
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+def test_hop_limit_exceeded(ends: Ends) -> None:
+    """RFC 792: type 11; RFC 4443 3.3: type 3. Both with code 0: in transit."""
+    original = packet(ends, udp(b"payload"), UDP)
+    (octets,) = receive(b"".join(icmp.hop_limit_exceeded(original, None)))
+    answer = ip.parse(memoryview(octets))
+    assert answer.src == ends.dst
+    assert bytes(answer.payload[:2]) == bytes((11 if ends.version == 4 else 3, 0))
+    assert bytes(answer.payload[4:8]) == bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("ends", "mtu", "said"),
+    [(V4, 576, 576), (V4, 1400, 1400), (V4, 70000, 65535), (V6, 1400, 1400), (V6, 1000, 1280)],
+)
+def test_too_big_is_read_back_as_what_it_is(ends: Ends, mtu: int, said: int) -> None:
+    """RFC 8200 5: no link of IPv6 takes less than 1280 octets."""
+    original = packet(ends, udp(bytes(1400)), UDP)
+    (octets,) = receive(b"".join(icmp.too_big(mtu, original)))
+    answer = ip.parse(memoryview(octets))
+    assert (answer.src, answer.dst) == (ends.dst, ends.src)
+    got = icmp.parse(answer)
+    assert (got.kind, got.mtu) == (Kind.TOO_BIG, said)
+    assert original.startswith(bytes(got.quoted))
+
+
+# Echoes.
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+@pytest.mark.parametrize("payload", [b"", b"x", b"odd", bytes(9000)])
+def test_an_echo_and_its_reply(ends: Ends, payload: bytes) -> None:
+    kinds = (8, 0) if ends.version == 4 else (128, 129)
+    request = packet(ends, message(ends, kinds[0], 0, 0x1234ABCD, payload), PROTOCOL[ends.version])
+    parsed = ip.parse(memoryview(request))
+    assert icmp.parse(parsed).kind is Kind.ECHO_REQUEST
+    echo = icmp.parse_echo(parsed)
+    assert (echo.ident, echo.seq, bytes(echo.payload)) == (0x1234, 0xABCD, payload)
+    back = ends._replace(src=ends.dst, dst=ends.src)
+    parts = icmp.echo_reply(back.src, back.dst, echo.ident, echo.seq, echo.payload)
+    (octets,) = receive(b"".join(parts))
+    assert octets[ends.header_len :] == message(back, kinds[1], 0, 0x1234ABCD, payload)
+    assert ip.parse(memoryview(octets)).src == ends.dst
+
+
+# Translating.
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+@pytest.mark.parametrize("quote", [8, 16, 18, 20, 33])
+@pytest.mark.parametrize("options", [b"", b"\1" * 8], ids=["plain", "options"])
+def test_readdress(ends: Ends, quote: int, options: bytes) -> None:
+    """RFC 5508 4.2: the error and what it quotes, whose checksums stay right."""
+    whole = packet(ends, tcp(b"thirteen octs", sport=443, dport=40000, seq=7), TCP)
+    about = ends._replace(src=ends.dst, dst=ends.src)
+    too_big = message(
+        about, *((3, 4) if ends.version == 4 else (2, 0)), 1300, whole[: quote + len(whole) - 33]
+    )
+    outer = (
+        ip4(too_big, ICMP, src=about.src, dst=about.dst, options=options)
+        if ends.version == 4
+        else ip6(
+            too_big, ICMPV6, *([destination()] if options else []), src=about.src, dst=about.dst
+        )
+    )
+    error = ip.parse(memoryview(bytearray(outer)))
+    listener, place = (bytes([n]) * len(ends.src) for n in (10, 11))
+    quoted = ip.parse_quoted(icmp.parse(error).quoted)
+    icmp.readdress(error, quoted, Between(listener, 41000, place, 1024))
+    got = ip.parse(memoryview(bytes(error.view)))
+    assert (got.src, got.dst) == (place, listener)
+    heard = icmp.parse(got)
+    assert (heard.kind, heard.mtu) == (Kind.TOO_BIG, 1300)
+    original = packet(
+        ends._replace(src=listener, dst=place),
+        tcp(b"thirteen octs", sport=41000, dport=1024, seq=7),
+        TCP,
+    )
+    assert bytes(heard.quoted) == original[: len(heard.quoted)]
+    assert len(heard.quoted) == quote + len(whole) - 33

@@ -16,6 +16,7 @@ from tests.helpers.packets import (
     FAMILIES,
     FRAGMENT,
     HOP_BY_HOP,
+    ICMPV6,
     NO_NEXT_HEADER,
     TCP,
     UDP,
@@ -36,6 +37,7 @@ from tests.helpers.packets import (
 )
 from tunproxy.errors import WireError
 from tunproxy.wire import ip
+from tunproxy.wire.ip import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -309,6 +311,94 @@ def test_parse6_takes_an_extension_header_that_ends_the_packet(kind: int) -> Non
 def test_parse6_refuses_a_route_that_goes_on(segments_left: int) -> None:
     octets = ip6(PAYLOAD, UDP, routing(segments_left, [V6.src]))
     assert refusal(octets) == "ip_source_route"
+
+
+def problem(octets: bytes) -> ip.HeaderProblem:
+    """What the sender of ``octets`` is to be told."""
+    with pytest.raises(ip.HeaderProblem) as error:
+        parse(octets)
+    return error.value
+
+
+UNKNOWN_OPTION = bytes((0xFE, 4, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("extensions", "code", "pointer"),
+    [
+        ([destination(UNKNOWN_OPTION)], Problem.UNKNOWN_OPTION, 42),
+        ([hop_by_hop(bytes((1, 1, 0, 0x80, 1, 0)))], Problem.UNKNOWN_OPTION, 45),
+        ([hop_by_hop(), destination(UNKNOWN_OPTION)], Problem.UNKNOWN_OPTION, 50),
+        ([routing(1, [V6.src])], Problem.ERRONEOUS_FIELD, 42),
+        ([destination(), routing(1, [V6.src])], Problem.ERRONEOUS_FIELD, 50),
+        ([destination(), hop_by_hop()], Problem.UNKNOWN_NEXT_HEADER, 40),
+        ([hop_by_hop(), fragment(7, 0, False), hop_by_hop()], Problem.UNKNOWN_NEXT_HEADER, 48),
+        ([destination(UNKNOWN_OPTION), hop_by_hop()], Problem.UNKNOWN_OPTION, 42),
+    ],
+)
+def test_parse6_tells_what_is_wrong_and_where(
+    extensions: list[Any], code: Problem, pointer: int
+) -> None:
+    """RFC 8200 4, 4.2, 4.4: the first that is met."""
+    found = problem(ip6(PAYLOAD, UDP, *extensions))
+    assert (found.code, found.pointer) == (code, pointer)
+
+
+@pytest.mark.parametrize("first", [destination(UNKNOWN_OPTION), routing(1, [V6.src])])
+def test_parse6_knows_what_is_behind_a_problem(first: Any) -> None:
+    """It decides whether the sender may be told."""
+    packet = problem(ip6(PAYLOAD, ICMPV6, first, destination())).packet
+    assert (packet.protocol, bytes(packet.payload)) == (ICMPV6, PAYLOAD)
+    packet = problem(ip6(PAYLOAD, UDP, first, fragment(7, 8, False))).packet
+    assert packet.fragment is not None
+    assert packet.fragment.offset == 8
+
+
+def test_parse6_is_not_distracted_by_what_follows_a_problem() -> None:
+    octets = ip6(bytes((UDP, 9)) + bytes(6), DESTINATION, destination(UNKNOWN_OPTION))
+    assert problem(octets).reason == "ip_option"
+    assert problem(ip6(b"", DESTINATION, destination(UNKNOWN_OPTION))).pointer == 42
+
+
+@pytest.mark.parametrize("kind", [0x45, 0x7E])
+def test_parse6_says_nothing_about_some_options(kind: int) -> None:
+    """RFC 8200 4.2: 01 means to discard, and no more."""
+    with pytest.raises(WireError) as error:
+        parse(ip6(PAYLOAD, UDP, destination(bytes((kind, 4, 0, 0, 0, 0)))))
+    assert not isinstance(error.value, ip.HeaderProblem)
+
+
+@pytest.mark.parametrize(
+    ("extensions", "at"),
+    [
+        ([], 6),
+        ([destination()], 40),
+        ([hop_by_hop(), destination()], 48),
+        ([routing(0, [V6.src]), fragment(7, 0, False)], 64),
+        ([fragment(7, 0, False), destination()], 48),
+    ],
+)
+def test_next_header_field(extensions: list[Any], at: int) -> None:
+    packet = parse(ip6(PAYLOAD, 253, *extensions))
+    assert packet.view[ip.next_header_field(packet)] == 253
+    assert ip.next_header_field(packet) == at
+
+
+@pytest.mark.parametrize("octets", [ip4(PAYLOAD, UDP, options=b"\1" * 8), ip6(PAYLOAD, UDP)])
+@pytest.mark.parametrize("cut", [0, 3])
+def test_quoted_length_is_that_of_the_whole(octets: bytes, cut: int) -> None:
+    quoted = ip.parse_quoted(memoryview(octets)[: len(octets) - cut])
+    assert ip.quoted_length(quoted) == len(octets)
+
+
+def test_readdress() -> None:
+    for octets in (ip4(PAYLOAD, 99, options=b"\1" * 8), ip6(PAYLOAD, 99, destination())):
+        packet = ip.parse(memoryview(bytearray(octets)))
+        src, dst = packet.dst[::-1], packet.src[::-1]
+        ip.readdress(packet, src, dst)
+        got = parse(bytes(packet.view))
+        assert (packet.src, packet.dst) == (got.src, got.dst) == (src, dst)
+        assert (got.protocol, bytes(got.payload)) == (99, PAYLOAD)
 
 
 @pytest.mark.parametrize("make", [hop_by_hop, destination])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.helpers import packets
 from tests.helpers.packets import FAMILIES, TCP, UDP, V4, V6, Ends, deterministic
 from tunproxy.wire import offload
-from tunproxy.wire.segmentation import on_wire
+from tunproxy.wire.segmentation import ETHERNET_LEN, on_wire
 
 GSO = {4: 1, 6: 4}
 TIMESTAMPS = bytes((1, 1, 8, 10)) + b"\1\2\3\4\5\6\7\x08"
@@ -185,3 +185,58 @@ def test_what_is_cut_is_not_changed() -> None:
     buffer = bytearray(crossed)
     assert len(cut(buffer)) == 4
     assert buffer == crossed
+
+
+TAGS = (b"", bytes.fromhex("8100 0064"), bytes.fromhex("88a8 0007 8100 0064"))
+MACS = bytes.fromhex("02005e100001 02005e100002")
+
+
+def framed(crossed: bytes, tags: bytes, ends: Ends) -> bytes:
+    """What a TAP gives where a TUN gives ``crossed``: all counts from the Ethernet header."""
+    link = MACS + tags + (b"\x08\x00" if ends.version == 4 else b"\x86\xdd")
+    flags, gso_type, hdr_len, gso_size, start, offset = struct.unpack_from("=BBHHHH", crossed)
+    lead = struct.pack(
+        "=BBHHHH", flags, gso_type, hdr_len + len(link), gso_size, start + len(link), offset
+    )
+    return lead + link + crossed[offload.LENGTH :]
+
+
+@pytest.mark.parametrize("tags", TAGS)
+@pytest.mark.parametrize("ends", FAMILIES)
+def test_frame_is_cut_as_its_packet_is(ends: Ends, tags: bytes) -> None:
+    crossed = begun(ends, bytes(range(256)) * 12, gso_size=999, options=TIMESTAMPS, flags=0x18)
+    frame = framed(crossed, tags, ends)
+    link = frame[offload.LENGTH :][: 14 + len(tags)]
+    pieces = list(on_wire(frame, ETHERNET_LEN))
+    assert pieces == [link + piece for piece in packets.receive(crossed)]
+    assert len(pieces) == 4
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+def test_begun_checksum_in_a_frame_is_completed(ends: Ends) -> None:
+    frame = framed(begun_udp(ends, b"data!"), b"", ends)
+    (piece,) = on_wire(frame, ETHERNET_LEN)
+    assert packets.transport_is_intact(ends.src, ends.dst, UDP, piece[14 + ends.header_len :])
+
+
+def test_frame_of_another_protocol_is_left_alone() -> None:
+    arp = b"\xff" * 6 + MACS[6:] + b"\x08\x06" + bytes(28)
+    assert list(on_wire(bytes(offload.LENGTH) + arp, ETHERNET_LEN)) == [arp]
+
+
+@pytest.mark.parametrize("tags", [TAGS[2] + TAGS[1], TAGS[1][:3]])
+def test_frame_of_too_many_or_half_a_tag_is_not_cut(tags: bytes) -> None:
+    crossed = begun(V4, bytes(range(100)), gso_size=40)
+    frame = framed(crossed, tags, V4)
+    assert list(on_wire(frame, ETHERNET_LEN)) == [frame[offload.LENGTH :]]
+
+
+@deterministic
+@given(
+    lead=st.binary(min_size=offload.LENGTH, max_size=offload.LENGTH),
+    frame=st.binary(max_size=80),
+)
+@example(lead=struct.pack("=BBHHHH", 1, 1, 0, 1, 0, 16), frame=b"\x81\x00" * 9)
+@example(lead=struct.pack("=BBHHHH", 1, 1, 0, 1, 34, 16), frame=MACS + b"\x08\x00\x45" + b"P" * 90)
+def test_whatever_crosses_a_tap_is_something(lead: bytes, frame: bytes) -> None:
+    assert all(isinstance(piece, bytes) for piece in on_wire(lead + frame, ETHERNET_LEN))

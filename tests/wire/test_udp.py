@@ -16,6 +16,7 @@ from tests.helpers.packets import (
     V4,
     V6,
     VNET_HDR_LEN,
+    VnetHeader,
     deterministic,
     packet,
     pseudo_header,
@@ -170,6 +171,25 @@ def test_emit_as_dpkt_reads_it(ends: Ends, payload: bytes) -> None:
 def test_emit_gives_the_checksum_that_dpkt_gives(ends: Ends) -> None:
     want = packet(ends, udp(b"odd", sport=53, dport=40000), UDP)
     assert emit(ends, b"odd")[ends.header_len :] == want[ends.header_len :]
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+@pytest.mark.parametrize("payload", [b"", b"x", b"odd", b"\xff" * 101, bytes(65507)])
+def test_emit_leaves_the_checksum_to_the_kernel(ends: Ends, payload: bytes) -> None:
+    written = b"".join(wire.emit(ends.src, 53, ends.dst, 40000, payload, partial=True))
+    assert VnetHeader.of(written) == (1, 0, ends.header_len + 8, 0, ends.header_len, 6)
+    (octets,) = receive(written)
+    assert octets == emit(ends, payload)
+
+
+@pytest.mark.parametrize("ends", FAMILIES)
+def test_quote_is_how_a_datagram_begins(ends: Ends) -> None:
+    whole = bytearray(emit(ends, bytes(1234)))
+    checksum_at = ends.header_len + 6
+    whole[checksum_at : checksum_at + 2] = bytes(2)
+    quoted = wire.quote(ends.src, 53, ends.dst, 40000, 1234)
+    assert quoted == whole[: ends.header_len + 8]
+    assert ip.quoted_length(ip.parse_quoted(memoryview(quoted))) == len(whole)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import TunproxyError
 from .ipc import (
@@ -19,33 +19,47 @@ from .ipc import (
     Ask,
     Captured,
     Connected,
+    HubStart,
     Listener,
+    Note,
+    Owners,
+    Reload,
     Socket,
     SocketFailed,
     Start,
+    WantOwners,
     WantSocket,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .ipc import EngineLink, Received, ToEngine
+    from .ipc import EngineLink, LinkTerms, Received, ToEngine
 
 
 _log = logging.getLogger(__name__)
 
+_Answer: TypeAlias = socket.socket | str | Owners | None
+
 
 class Broker:
-    """Asks the supervisor. ``captured`` is set when it says so, ``ended`` when it says no more."""
+    """Asks the supervisor.
+
+    Attributes:
+        captured: set when it says so.
+        ended: set when it says no more.
+        on_reload: called when the rules are to be read again.
+    """
 
     def __init__(self, link: EngineLink, loop: asyncio.AbstractEventLoop) -> None:
         self.captured = asyncio.Event()
         self.ended = asyncio.Event()
+        self.on_reload: Callable[[], None] = lambda: None
         self._link = link
         self._loop = loop
         self._last_id = 0
         self._room = asyncio.Semaphore(MAX_PENDING)
-        self._waiting: dict[int, asyncio.Future[socket.socket | str | None]] = {}
+        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         loop.add_reader(link.fileno(), self._on_readable)
 
     def close(self) -> None:
@@ -55,9 +69,13 @@ class Broker:
         for ask_id in list(self._waiting):
             self._resolve(ask_id, None)
 
-    def connected(self, server: str, addresses: list[str]) -> None:
-        """We are logged in: let the capture begin."""
-        self._link.send(Connected(server, tuple(addresses)))
+    def connected(self, server: str, addresses: list[str], link: LinkTerms | None = None) -> None:
+        """We are logged in: let the capture begin; ``link`` is that of ``tunproxy vpn``."""
+        self._link.send(Connected(server, tuple(addresses), link))
+
+    def note(self, text: str) -> None:
+        """Show the user ``text``, one line, on standard output."""
+        self._link.send(Note(text))
 
     async def make_socket(self, family: int, kind: int) -> socket.socket:
         """A non-blocking socket whose packets are never captured.
@@ -68,14 +86,24 @@ class Broker:
         answer = await self._ask(lambda ask_id: WantSocket(ask_id, int(family), int(kind)))
         if isinstance(answer, socket.socket):
             return answer
-        raise OSError(answer or "the supervisor is gone")
+        raise OSError(answer if isinstance(answer, str) else "the supervisor is gone")
+
+    async def owners(
+        self, inodes: tuple[int, ...], cgroups: tuple[int, ...]
+    ) -> tuple[dict[int, str], dict[int, str]]:
+        """Program files by the inodes of sockets, and paths by the ids of cgroups.
+
+        At most MAX_OWNERS of either; what is not known is left out.
+        """
+        answer = await self._ask(lambda ask_id: WantOwners(ask_id, inodes, cgroups))
+        return (answer.programs, answer.cgroups) if isinstance(answer, Owners) else ({}, {})
 
     async def ask(self, prompt: str, echo: bool) -> str | None:
         """Ask the user on the terminal; ``None`` where there is nobody."""
         answer = await self._ask(lambda ask_id: Ask(ask_id, prompt, echo))
         return answer if isinstance(answer, str) else None
 
-    async def _ask(self, make: Callable[[int], WantSocket | Ask]) -> socket.socket | str | None:
+    async def _ask(self, make: Callable[[int], WantSocket | WantOwners | Ask]) -> _Answer:
         await self._room.acquire()
         if self.ended.is_set():
             self._room.release()
@@ -119,13 +147,17 @@ class Broker:
             self._resolve(message.id, sock)
         elif isinstance(message, SocketFailed | Answer):
             self._resolve(message.id, message.text)
-        elif isinstance(message, Start | Listener):
+        elif isinstance(message, Owners):
+            self._resolve(message.id, message)
+        elif isinstance(message, Reload):
+            self.on_reload()
+        elif isinstance(message, Start | HubStart | Listener):
             _log.error("the supervisor began twice: a defect of tunproxy")
             for fd in received.fds:
                 os.close(fd)
             self.close()
 
-    def _resolve(self, ask_id: int, answer: socket.socket | str | None) -> None:
+    def _resolve(self, ask_id: int, answer: _Answer) -> None:
         future = self._waiting.pop(ask_id, None)
         if future is not None and not future.done():
             future.set_result(answer)
@@ -133,6 +165,6 @@ class Broker:
             answer.close()
 
 
-def _discard(future: asyncio.Future[socket.socket | str | None]) -> None:
+def _discard(future: asyncio.Future[_Answer]) -> None:
     if not future.cancelled() and isinstance(answer := future.result(), socket.socket):
         answer.close()

@@ -27,8 +27,8 @@ from .undo import (
     remove_routing,
     remove_run_cgroup,
     remove_trap,
+    tidy,
     undo,
-    undo_cgroups,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Capture:
 
     def __init__(self, plan: CapturePlan) -> None:
         self.plan = plan
+        """It may be completed (:meth:`CapturePlan.with_link`) before :meth:`apply`."""
         self.bypass_cgroup: cgroup.Cgroup | None = None
         """For our own processes; ``None`` where there are no cgroups."""
         self.run_cgroup: cgroup.Cgroup | None = None
@@ -97,9 +98,10 @@ class Capture:
     def undo(self) -> list[str]:
         """Take everything back; what did not work, as sentences.
 
-        Without :meth:`apply` only the cgroups are removed: a kill switch of an earlier instance
-        stays as it was. The bypass cgroup stays while there are processes in it: calling this
-        once more when ours have ended removes it, and does nothing else.
+        Without :meth:`apply` only the cgroups and the addresses of the device are removed: a kill
+        switch of an earlier instance stays as it was. The bypass cgroup stays while there are
+        processes in it: calling this once more when ours have ended removes it, and does nothing
+        else.
         """
         if self._changed:
             report = undo(self.plan, self._table)
@@ -107,7 +109,7 @@ class Capture:
             self._table = None
         else:
             report = Report()
-            undo_cgroups(self.plan, report)
+            tidy(self.plan, report)
         for line in report.removed:
             logger.debug("removed: %s", line)
         return report.problems
@@ -143,7 +145,8 @@ class Capture:
 
     def _tell_resolved(self) -> None:
         """Queries are captured anyway; without this, names of other links' domains are not."""
-        servers = [str(self.plan.dns_address(family)) for family in self.plan.families]
+        plan = self.plan
+        servers = [str(address) for f in plan.families for address in plan.resolvers(f)]
         try:
             resolved.set_link(self.plan.tun, servers)
         except MachineError as error:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import inspect
 import logging
 import os
 import pathlib
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import msgspec
 
@@ -27,18 +28,94 @@ from tunproxy.errors import TunproxyError
 from tunproxy.ipnet_codec import enc_hook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
 
 _log = logging.getLogger(__name__)
 
 Handler: TypeAlias = "Callable[[dict[str, object]], object]"
-"""Takes the request, returns what msgspec can encode; TunproxyError becomes the error answer."""
+"""Takes the request, returns what msgspec can encode, or a coroutine that does so; TunproxyError
+becomes the error answer."""
 
 MAX_REQUEST_LEN = 4096
 MAX_CLIENTS = 16
 IDLE_S = 30.0
 MAX_ANSWER_LEN = 64 << 20
 """Octets a client of ours takes: 16 Ki flows with all their fields are a tenth of it."""
+
+
+class Direction(msgspec.Struct, frozen=True, kw_only=True):
+    """What has gone one way over a link."""
+
+    packets: int
+    octets: int
+    drops: dict[str, int]
+    """Packets that were dropped, by reason."""
+
+
+class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How the link of ``tunproxy vpn`` is."""
+
+    local: tuple[str, ...]
+    """Its addresses, as ``10.74.0.2/24``."""
+    mtu: int
+    """Octets."""
+    big: bool
+    """Super-segments cross it as they are."""
+    up: Direction
+    """From this machine to the server."""
+    down: Direction
+
+
+class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A client of a hub."""
+
+    key: str
+    """The fingerprint of its key."""
+    addresses: tuple[str, ...]
+    up: Direction
+    """From the client to the hub."""
+    down: Direction
+    """From the hub to the client."""
+
+
+class HubStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How the hub of ``tunproxy serve`` is."""
+
+    kind: str
+    """``tun`` or ``tap``."""
+    local: tuple[str, ...]
+    """Its own addresses, as ``10.74.0.1/24``."""
+    mtu: int
+    """Octets."""
+    isolate: bool
+    """Clients do not reach each other."""
+    up: Direction
+    """From the clients to the device."""
+    down: Direction
+    """From the device to the clients."""
+    clients: tuple[ClientStatus, ...]
+    """Who is here."""
+
+
+class RuleHits(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a rule has decided."""
+
+    rule: str
+    """As written."""
+    place: str
+    """``file:line``."""
+    hits: int
+
+
+class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
+    """What has come of ``reload``."""
+
+    rules: int
+    """How many are in force."""
+    restart: tuple[str, ...]
+    """The sections of the config that have changed and are not in force before a restart."""
+    error: str | None = None
+    """What is wrong with the config or its rules; then everything is as it was."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,33 +126,87 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     tun: str
     """Name of the device."""
     mode: str
-    """``system`` or ``cgroup``."""
+    """``system``, ``cgroup``, ``vpn`` or ``hub``. The last two have no flows and ask no names: all
+    zero."""
     stack: str
     """Who terminates TCP."""
     offload: bool
     """The TUN carries super-segments."""
     server: str
-    """The SSH server, as the user named it."""
+    """The SSH server, as the user named it; where a hub listens."""
     state: str
     """How the connection to it stands: ``connecting``, ``up``, ``down`` or ``closed``."""
     cipher: str | None
     """Of the SSH connection; ``None`` while there is none."""
     uptime_s: float
     reconnects: int
-    flows: int
+    connections: int = 1
+    """SSH connections to the server that are up."""
+    flows: int = 0
     """Open ones."""
-    flows_total: int
+    flows_total: int = 0
     """Opened since the start."""
-    refused: dict[str, int]
+    refused: dict[str, int] = {}
     """Flows that could not be opened, by kind."""
-    bytes_up: int
+    bytes_up: int = 0
     """Payload octets from the applications to the servers."""
-    bytes_down: int
-    dns_queries: int
+    bytes_down: int = 0
+    dns_queries: int = 0
     counters: dict[str, int]
     """Drops and other rare events, by reason."""
     rss_bytes: int
     """Resident memory of the engine."""
+    path: str | None = None
+    """Which code the connection's data takes: ``fast: CIPHER``, or ``stock: REASON``."""
+    udp: str = "reject"
+    """What carries datagrams through the server: ``agent``, or ``reject`` for none. A VPN carries
+    them like everything else."""
+    udp_reason: str = ""
+    """Why there is none."""
+    rules: list[RuleHits] = []
+    """Those that have decided most often since they were read, in their order."""
+    link: LinkStatus | None = None
+    """Of a VPN, once it has one."""
+    hub: HubStatus | None = None
+
+
+class DnsRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource record, for people."""
+
+    name: str
+    ttl: int
+    """Seconds."""
+    type: str
+    data: str
+
+
+class Queried(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a query."""
+
+    name: str
+    type: str
+    rcode: str
+    answers: tuple[DnsRecord, ...]
+    kind: str
+    """``fake``, ``cached``, ``forwarded``, or ``local``: we know it without asking."""
+    server: str | None
+    """Who was asked, where it was forwarded."""
+    why: str
+    """What has decided that."""
+    ms: float
+    """Milliseconds that it took."""
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that a name is answered with at once."""
+
+    name: str
+    type: str
+    kind: str
+    """``fake`` or ``cached``."""
+    value: str
+    ttl: int | None
+    """Seconds; ``None``: a fake address has none."""
 
 
 class ControlServer:
@@ -125,25 +256,38 @@ class ControlServer:
         """``client`` is gone."""
         self._clients.discard(client)
 
-    def answer(self, line: bytes) -> bytes:
-        """Return the answer to one request line."""
+    def answer(self, line: bytes) -> bytes | Coroutine[Any, Any, bytes]:
+        """Return the answer to one request line, or what waits for it."""
         try:
             request = msgspec.json.decode(line, type=dict[str, object])
             handler = self._handlers.get(str(request.get("cmd")))
             if handler is None:
                 known = ", ".join(sorted(self._handlers))
                 return self._error("control_bad_request", f"unknown cmd, known are: {known}")
-            encoded = msgspec.json.encode({"result": handler(request)}, enc_hook=enc_hook)
+            result = handler(request)
+            return self._wait(result) if inspect.iscoroutine(result) else self._encode(result)
         except msgspec.DecodeError:
             return self._error("control_bad_request", "the request is not a JSON object")
-        except TunproxyError as error:
-            return self._error("control_failed", str(error))
-        except Exception:
-            # A defect in a handler is no reason to take every flow down with it.
-            _log.exception("control request failed")
-            return self._error("control_defect", "internal error, see the log of tunproxy")
+        except Exception as error:
+            return self._failed(error)
+
+    async def _wait(self, result: Coroutine[Any, Any, object]) -> bytes:
+        try:
+            return self._encode(await result)
+        except Exception as error:
+            return self._failed(error)
+
+    def _encode(self, result: object) -> bytes:
+        encoded = msgspec.json.encode({"result": result}, enc_hook=enc_hook)
         self._counters["control_answered"] += 1
         return encoded
+
+    def _failed(self, error: Exception) -> bytes:
+        if isinstance(error, TunproxyError):
+            return self._error("control_failed", str(error))
+        # A defect in a handler is no reason to take every flow down with it.
+        _log.error("control request failed", exc_info=error)
+        return self._error("control_defect", "internal error, see the log of tunproxy")
 
     def _error(self, counter: str, text: str) -> bytes:
         self._counters[counter] += 1
@@ -158,6 +302,8 @@ class _Client(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._paused = False
+        self._waiting: asyncio.Task[None] | None = None
+        """For an answer: the next request has to wait, too."""
         self._idle: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -180,13 +326,19 @@ class _Client(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer what has come meanwhile, then read again."""
         self._answer_lines()
-        if self._transport is not None and not self._paused:
+        if self._transport is not None and not self._paused and self._waiting is None:
             self._transport.resume_reading()
 
     def _answer_lines(self) -> None:
         """Answer the whole lines in the buffer, as long as the answers are taken."""
-        while self._transport is not None and not self._transport.is_closing() and not self._paused:
+        while self._transport is not None and not self._transport.is_closing():
+            if self._paused or self._waiting is not None:
+                return
             line, newline, rest = self._buffer.partition(b"\n")
             if len(line) > MAX_REQUEST_LEN:
                 self._fail("the request is too long")
@@ -194,11 +346,26 @@ class _Client(asyncio.Protocol):
             if not newline:
                 return
             self._buffer = rest
-            self._transport.write(self._server.answer(line) + b"\n")
+            answer = self._server.answer(line)
+            if isinstance(answer, bytes):
+                self._transport.write(answer + b"\n")
+            else:
+                loop = asyncio.get_running_loop()
+                self._waiting = loop.create_task(self._answer_later(answer), name="control request")
+                self._transport.pause_reading()
+
+    async def _answer_later(self, waited: Coroutine[Any, Any, bytes]) -> None:
+        answer = await waited
+        self._waiting = None
+        if self._transport is not None:
+            self._transport.write(answer + b"\n")
+            self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._idle is not None:
             self._idle.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
         self._server.forget(self)
         self._transport = None
 
@@ -225,15 +392,21 @@ def _peer_uid(sock: socket.socket) -> int:
     return uid
 
 
-def request(path: str | os.PathLike[str], cmd: str, timeout: float = 5.0) -> object:
+def request(
+    path: str | os.PathLike[str], cmd: str, timeout: float = 5.0, **fields: object
+) -> object:
     """Ask the engine whose control socket is ``path``; wait ``timeout`` seconds at most.
+
+    ``fields`` go with the command.
 
     Raises:
         TunproxyError: it does not run, does not answer, may not be asked, or says no.
     """
     name = pathlib.Path(path).name
     try:
-        line = _exchange(os.fspath(path), msgspec.json.encode({"cmd": cmd}) + b"\n", timeout)
+        line = _exchange(
+            os.fspath(path), msgspec.json.encode({"cmd": cmd, **fields}) + b"\n", timeout
+        )
     except (FileNotFoundError, ConnectionRefusedError):
         raise TunproxyError(f"nothing answers at {path}: tunproxy is not running") from None
     except PermissionError:

@@ -8,6 +8,7 @@ all of it: an installation that only root may read is as good as any other.
 from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - loaded at the first name that is resolved, else
+import gc
 import json
 import socket
 import sys
@@ -20,6 +21,8 @@ def main(argv: list[str]) -> int:
     """Run the engine until the supervisor goes; return the exit status of the process."""
     ids = json.loads(argv[2])
     privileges.drop(ids["uid"], ids["gid"], ids["groups"])
+    # What is loaded stays for good: the collector need not look through it for each burst of flows.
+    gc.freeze()
     return run(socket.socket(fileno=int(argv[1])))
 
 

@@ -2,8 +2,10 @@
 
 /run/tunproxy/<inode of the network namespace>-<name of the TUN>/ holds ``state.json`` (who, and
 what he is about to change: written before the change, replaced as a whole) and ``control.sock``.
-An instance is alive when its process id still belongs to the process that wrote it down. What a
-dead one has left is found by its state and removed by :func:`tunproxy.app.capture.recover`.
+Who is not root has them in $XDG_RUNTIME_DIR/tunproxy, and changes nothing; root does not look
+there, since what is written there is not to be trusted. An instance is alive when its process id
+still belongs to the process that wrote it down. What a dead one has left is found by its state and
+removed by :func:`tunproxy.app.capture.recover`.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import logging
 import os
 import pathlib
 import shutil
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -26,6 +29,8 @@ from .undo import Report, undo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from ..linux.privileges import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +78,8 @@ class Instance:
                     f"{tun} belongs to the instance with process id {stale.state.pid}: stop it "
                     "with `tunproxy down`, or choose another name with --tun"
                 )
+            if stale is not None and stale.directory.parent != _root():
+                stale = None  # root's, and for root to recover
             if stale is not None and stale.blocks:
                 logger.warning("the kill switch of an earlier instance holds until we are ready")
                 return cls._claim(tun, stale.slot, stale.state.plan)
@@ -147,7 +154,7 @@ class Instance:
         stays for the next start or ``tunproxy recover``. Twice does no harm.
         """
         self.control_path.unlink(missing_ok=True)
-        if not self._in_kernel():
+        if self.state.plan is None or not self._in_kernel():
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def recover(self) -> list[str]:
@@ -174,7 +181,7 @@ def find_instances() -> list[Instance]:
     there: it has changed nothing.
     """
     found = []
-    for directory in _root().glob(f"{network_namespace()}-*"):
+    for directory in _directories():
         try:
             state = msgspec.json.decode((directory / _STATE).read_bytes(), type=State)
         except (OSError, msgspec.MsgspecError) as error:
@@ -184,8 +191,29 @@ def find_instances() -> list[Instance]:
     return sorted(found, key=lambda instance: instance.slot)
 
 
+def _directories() -> Iterator[pathlib.Path]:
+    roots = {pathlib.Path(marks.RUN_DIR)}
+    with contextlib.suppress(MachineError):
+        roots.add(_root())
+    for root in roots:
+        yield from root.glob(f"{network_namespace()}-*")
+
+
 def _root() -> pathlib.Path:
-    return pathlib.Path(marks.RUN_DIR)
+    """Where our own state goes.
+
+    Raises:
+        MachineError: we are not root, and there is no directory of ours.
+    """
+    if os.geteuid() == 0:
+        return pathlib.Path(marks.RUN_DIR)
+    directory = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not directory.startswith("/"):
+        raise MachineError(
+            "there is no directory for the state of your instances: set XDG_RUNTIME_DIR to one "
+            "of yours, such as that of pam_systemd(8)"
+        )
+    return pathlib.Path(directory, "tunproxy")
 
 
 def _free_slot(instances: list[Instance]) -> int:
@@ -229,6 +257,28 @@ def _writing(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = "run as root, where it" if os.geteuid() == 0 else "set XDG_RUNTIME_DIR to what"
         raise MachineError(
-            f"cannot write to {path} ({error.strerror}): run as root, where it is writable"
+            f"cannot write to {path} ({error.strerror}): {where} is writable"
         ) from error
+
+
+def control_socket(path: pathlib.Path, caller: Caller) -> socket.socket:
+    """Return the listening control socket at ``path``, which only root and the caller may use.
+
+    Raises:
+        MachineError: it cannot be made.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        sock.bind(os.fspath(path))
+        os.chown(path, caller.uid, caller.gid)
+        sock.listen()
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or error
+        raise MachineError(f"cannot make the control socket {path} ({reason})") from error
+    finally:
+        os.umask(mask)
+    return sock

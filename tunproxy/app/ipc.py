@@ -4,9 +4,11 @@ One AF_UNIX SOCK_SEQPACKET pair; one packet is one message, written as JSON, wit
 that belong to it. End of file, either way, ends the other side. Who asks and who answers:
 
 - supervisor: ``Start`` first; ``Captured`` after ``Connected``; ``Socket`` or ``SocketFailed`` for
-  each ``WantSocket``; ``Answer`` for each ``Ask``.
-- engine: ``Connected`` when it is logged in, or ``Failed`` before it ends; requests at any time, at
-  most :data:`MAX_PENDING` of them without an answer, so that neither side ever has to queue.
+  each ``WantSocket``; ``Owners`` for each ``WantOwners``; ``Answer`` for each ``Ask``; ``Reload``
+  at any time.
+- engine: ``Connected`` when it is logged in, or ``Failed`` before it ends; ``Note`` at any time;
+  requests at any time, at most :data:`MAX_PENDING` of them without an answer, so that neither side
+  ever has to queue.
 
 Each side decodes only what the other may say: the supervisor has privileges, the engine has not.
 """
@@ -23,9 +25,10 @@ from typing import TYPE_CHECKING, ClassVar, Final, Generic, Literal, NamedTuple,
 
 import msgspec
 
-from ..config import Config  # noqa: TC001 - as above
+from ..config import Config, Origin  # noqa: TC001 - as above
 from ..errors import TunproxyError
 from ..ipnet_codec import dec_hook, enc_hook
+from .hubsettings import HubSettings  # noqa: TC001 - as above
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +40,9 @@ send buffer (net.core.wmem_default), which a packet has to fit into."""
 
 MAX_PENDING: Final = 64
 """Requests of the engine without an answer: far less than the send buffer holds (about 200)."""
+
+MAX_OWNERS: Final = 16
+"""Sockets, and cgroups, in one question."""
 
 _RIGHTS_LEN: Final = socket.CMSG_LEN(2 * array.array("i").itemsize)
 """Octets of the ancillary data of the most descriptors that go with a message."""
@@ -68,8 +74,9 @@ class Start(Message, frozen=True, tag=True, kw_only=True):
     fd_count: ClassVar[int] = 2
 
     config: Config
-    mode: Literal["system", "cgroup"]
-    """What is captured: the command of ``run`` is a cgroup, whatever the config says."""
+    mode: Literal["system", "cgroup", "vpn"]
+    """What is captured: the command of ``run`` is a cgroup, whatever the config says. ``vpn``: what
+    comes to the device goes to the server as it is."""
     tun: TunInfo
     dns4: ipaddress.IPv4Address | None
     """Where the name server on the TUN listens; ``None``: not on IPv4."""
@@ -83,12 +90,36 @@ class Start(Message, frozen=True, tag=True, kw_only=True):
     verbosity: int
     listeners: int = 0
     """How many :class:`Listener` follow."""
+    origin: Origin | None = None
+    """Where ``config`` comes from, to read it again; ``None``: there is nothing to be read."""
+
+
+class HubStart(Message, frozen=True, tag=True, kw_only=True):
+    """Be the hub of ``tunproxy serve``. Descriptors: the device, the listening control socket.
+
+    A :class:`Listener` follows, where clients come in.
+    """
+
+    fd_count: ClassVar[int] = 2
+
+    hub: HubSettings
+    offload: bool
+    """As in :class:`TunInfo`."""
+    host: str
+    """What the listener is bound to, as the user has named it."""
+    host_key: str | None
+    """A private key file, which the engine reads; ``None``: its own."""
+    authorized_keys: str
+    """A file as sshd(8) has it, which the engine reads."""
+    permit_open: tuple[str, ...]
+    """The targets that may be opened; empty: all."""
+    verbosity: int
 
 
 class Listener(Message, frozen=True, tag=True):
     """After :class:`Start`, for ``tun.stack = "system"``: one for each family.
 
-    Descriptor: a TCP socket that listens on the TUN's address.
+    Descriptor: a TCP socket that listens on the TUN's address. Or after :class:`HubStart`.
     """
 
     fd_count: ClassVar[int] = 1
@@ -124,6 +155,29 @@ class Answer(Message, frozen=True, tag=True):
         return f"Answer(id={self.id})"
 
 
+class Owners(Message, frozen=True, tag=True):
+    """The answer to :class:`WantOwners`, without what is not known."""
+
+    id: int
+    programs: dict[int, str]
+    """Program files by the inodes of sockets."""
+    cgroups: dict[int, str]
+    """Paths below the mount point of cgroup v2 by their ids."""
+
+
+class Reload(Message, frozen=True, tag=True):
+    """Read the rules and the DNS settings again."""
+
+
+class WantOwners(Message, frozen=True, tag=True):
+    """Which programs have these sockets, and what are these cgroups called?"""
+
+    id: int
+    inodes: tuple[int, ...]
+    """At most :data:`MAX_OWNERS`, as of ``cgroups``."""
+    cgroups: tuple[int, ...]
+
+
 class WantSocket(Message, frozen=True, tag=True):
     """Make a socket that is never captured; ``family`` and ``type`` as for socket(2)."""
 
@@ -140,11 +194,36 @@ class Ask(Message, frozen=True, tag=True):
     echo: bool
 
 
+class LinkTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the link of ``tunproxy vpn`` is to be configured: all in all, nothing is added to it."""
+
+    local: tuple[str, ...] = ()
+    """Addresses of the device, as ``10.74.0.2/24``."""
+    peers: tuple[str, ...] = ()
+    """Addresses of the other end."""
+    routes: tuple[str, ...] = ()
+    """Networks behind it; ``default``: everything that ``local`` has an address for."""
+    dns: tuple[str, ...] = ()
+    """Resolvers behind it, the best first."""
+    mtu: int = 1500
+    """Octets."""
+
+
 class Connected(Message, frozen=True, tag=True):
-    """We are logged in to ``server``; its ``addresses`` must never be captured."""
+    """We are logged in to ``server``; its ``addresses`` must never be captured.
+
+    ``link`` goes with the mode ``vpn``, whose tunnel is open then.
+    """
 
     server: str
     addresses: tuple[str, ...]
+    link: LinkTerms | None = None
+
+
+class Note(Message, frozen=True, tag=True):
+    """A line for the user, on standard output."""
+
+    text: str
 
 
 class Failed(Message, frozen=True, tag=True):
@@ -154,8 +233,10 @@ class Failed(Message, frozen=True, tag=True):
     text: str
 
 
-ToEngine: TypeAlias = Start | Listener | Captured | Socket | SocketFailed | Answer
-ToSupervisor: TypeAlias = WantSocket | Ask | Connected | Failed
+ToEngine: TypeAlias = (
+    Start | HubStart | Listener | Captured | Socket | SocketFailed | Owners | Answer | Reload
+)
+ToSupervisor: TypeAlias = WantSocket | WantOwners | Ask | Connected | Note | Failed
 
 _Out = TypeVar("_Out", bound=Message)
 _In = TypeVar("_In", bound=Message)

@@ -7,6 +7,7 @@ The engine is asked for everything else: datagrams, names, and flows of a family
 A socket is accepted after its target has been reached, because the SYN was held back until then.
 What the target says first waits for the socket; its stream is paused meanwhile. From there to its
 end the socket is what tells how the flow is; the engine only learns that it is there, and gone.
+:mod:`.door` says how many SYNs are let through at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 from ..flow.events import DataReceived, FlowClosed, FlowWritable
+from .door import Door
 from .tasks import TaskSet
 
 if TYPE_CHECKING:
@@ -63,25 +65,35 @@ class KernelStack:
         """Who is told of data; set before :meth:`start`."""
         self.wake: Callable[[], None] = lambda: None
         self._engine = engine
-        self._listeners = listeners
         self._loop = loop
         self._sides: dict[int, _Side] = {}
         self._tasks = TaskSet()
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._has_warned = False
+        self._doors = {
+            4 if listener.family == socket.AF_INET else 16: Door(
+                listener, self._let_in, loop, engine.counters
+            )
+            for listener in listeners
+        }
+        """By the length of an address."""
 
     def start(self) -> None:
         """Begin to accept."""
-        for listener in self._listeners:
-            self._listen(listener)
+        for door in self._doors.values():
+            # The accepted sockets have it from the listener. Urgent octets would be left out of the
+            # stream otherwise (RFC 6093 4), and SSH has no other place for them.
+            door.listener.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+            self._listen(door.listener)
 
     async def close(self) -> None:
         """Reset all connections, and accept no more. Twice does no harm."""
         for pause in self._pauses.values():
             pause.cancel()
-        for listener in self._listeners:
-            self._loop.remove_reader(listener.fileno())
-            listener.close()
-        self._listeners = ()
+        for door in self._doors.values():
+            self._loop.remove_reader(door.listener.fileno())
+            door.close()
+        self._doors = {}
         for side in list(self._sides.values()):
             side.abort()
         await self._tasks.cancel()
@@ -92,6 +104,7 @@ class KernelStack:
             side = self._sides.pop(event.flow, None)
             if side is not None:
                 side.abort()
+                self._leave(side.flow)
         self.tell(event)
 
     def tell(self, event: Event) -> None:
@@ -107,11 +120,14 @@ class KernelStack:
         return self._engine.counters
 
     def accept(self, flow_id: int, now: float) -> None:
-        """See :meth:`Engine.accept`."""
-        self._engine.accept(flow_id, now)
+        """See :meth:`Engine.accept`; where the kernel is to have the flow, when it has room."""
         flow = self._engine.table.by_id.get(flow_id)
-        if flow is not None and flow.mapping is not None:
-            self._sides[flow_id] = _Side(self, self._engine, flow)
+        door = self._doors.get(len(flow.src)) if flow is not None else None
+        if flow is None or flow.endpoint is not None or door is None:
+            self._engine.accept(flow_id, now)
+            return
+        self._sides[flow_id] = _Side(self, self._engine, flow)
+        door.enter(flow_id)
 
     def refuse(self, flow_id: int, refusal: Refusal, now: float) -> None:
         """See :meth:`Engine.refuse`."""
@@ -151,14 +167,6 @@ class KernelStack:
         if flow_id not in self._sides:
             self._engine.orphan(flow_id, now)
 
-    def send_datagram(self, flow_id: int, payload: Buffer, now: float) -> None:
-        """See :meth:`Engine.send_datagram`."""
-        self._engine.send_datagram(flow_id, payload, now)
-
-    def answer_query(self, query: int, message: bytes | None) -> None:
-        """See :meth:`Engine.answer_query`."""
-        self._engine.answer_query(query, message)
-
     # --- sockets --------------------------------------------------------------------------------
 
     def _listen(self, listener: socket.socket) -> None:
@@ -175,12 +183,21 @@ class KernelStack:
                 self.counters["accept_failed"] += 1
                 _log.debug("accept: %s", error)
                 if error.errno in _SCARCE:
-                    self._loop.remove_reader(listener.fileno())
-                    pause = self._loop.call_later(ACCEPT_PAUSE_S, self._listen, listener)
-                    self._pauses[listener] = pause
+                    self._pause(listener, error)
                     return
                 continue  # that connection was aborted, or its network has failed: accept(2)
             self._attach(sock, socket.inet_pton(sock.family, peer[0]), peer[1])
+
+    def _pause(self, listener: socket.socket, error: OSError) -> None:
+        self._loop.remove_reader(listener.fileno())
+        self._pauses[listener] = self._loop.call_later(ACCEPT_PAUSE_S, self._listen, listener)
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "connections wait to be accepted (%s): raise the limit of open files, "
+                "or choose --stack user",
+                error.strerror,
+            )
 
     def _attach(self, sock: socket.socket, address: bytes, port: int) -> None:
         flow = self._engine.accepted(address, port)
@@ -190,6 +207,7 @@ class KernelStack:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             sock.close()
             return
+        self._doors[len(flow.src)].accepted(flow.id)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # Or nobody would ever hear that the initiator has vanished: see flow.nat.
@@ -205,10 +223,27 @@ class KernelStack:
             raise
 
     def ended(self, side: _Side, *, reset: bool) -> None:
-        """The socket of ``side`` is gone."""
-        if self._sides.pop(side.flow.id, None) is not None:
-            self._engine.ended(side.flow.id, time.monotonic(), reset=reset)
-            self.wake()
+        """The socket of ``side`` is gone, or there will be none."""
+        flow = side.flow
+        if self._sides.pop(flow.id, None) is None:
+            return
+        self._leave(flow)
+        if flow.mapping is None:
+            self._engine.abort(flow.id)  # it was still waiting to be let in
+        else:
+            self._engine.ended(flow.id, time.monotonic(), reset=reset)
+        self.wake()
+
+    # --- doors ----------------------------------------------------------------------------------
+
+    def _let_in(self, flow_id: int) -> None:
+        self._engine.accept(flow_id, time.monotonic())
+        self.wake()
+
+    def _leave(self, flow: Flow) -> None:
+        door = self._doors.get(len(flow.src))
+        if door is not None:
+            door.leave(flow.id)
 
 
 class _Side(asyncio.Protocol):

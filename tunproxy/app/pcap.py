@@ -5,8 +5,8 @@ looking at a flow, so it holds whole packets, and nobody else may read it. What 
 the filter; without one, every octet that passes is summed up and written, which costs about half of
 the throughput.
 
-With the kernel's stack a packet crosses the TUN twice, the second time under the addresses of its
-mapping; a filter by host keeps the first.
+It shows what applications send and get. With the kernel's stack a packet crosses the TUN twice, and
+the crossing between mapping and listener is left out: see :class:`Inside`.
 
 Nothing that happens to the file reaches the traffic: where it cannot be written any more, or has
 grown to :data:`MAX_LEN`, one warning says so and the trace ends, with whole packets in it.
@@ -30,7 +30,7 @@ from ..errors import ConfigError
 from ..wire import ip, offload, segmentation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Self
 
     from ..wire.ip import Buffer
@@ -56,6 +56,8 @@ class PacketTrace:
     ) -> None:
         """``clock`` gives nanoseconds since 1970."""
         self.packets = 0
+        self.inside: Inside | None = None
+        """What is left out."""
         self._file: TraceFile | None = file
         self._filter = chosen
         self._clock = clock
@@ -93,15 +95,16 @@ class PacketTrace:
         """Note a packet behind its virtio_net_hdr; ``crossed`` is not kept."""
         if self._file is None:
             return
-        if self._filter is not None and not self._filter.matches(
-            memoryview(crossed)[offload.LENGTH :]
-        ):
+        packet = memoryview(crossed)[offload.LENGTH :]
+        if self.inside is not None and self.inside.matches(packet):
+            return
+        if self._filter is not None and not self._filter.matches(packet):
             return
         # Whole microseconds: the writer would round the last half of one to a second of its own.
         now = self._clock() // 1000 / 1_000_000
         try:
-            for packet in segmentation.on_wire(crossed):
-                self._writer.writepkt(packet, now)
+            for each in segmentation.on_wire(crossed):
+                self._writer.writepkt(each, now)
                 self.packets += 1
         except OSError as error:
             self._stop(self._file, error)
@@ -186,6 +189,31 @@ class TraceFile:
     def close(self) -> None:
         """Close the file; what waits is lost."""
         os.close(self._fd)
+
+
+class Inside:
+    """Recognizes the packets between the kernel's stack and our translation (see ``flow.nat``)."""
+
+    def __init__(
+        self, listeners: Collection[tuple[bytes, int]], is_mapped: Callable[[bytes], bool]
+    ) -> None:
+        """``listeners``: address as on the wire, and port; ``is_mapped``: whether mappings are made
+        of such an address."""
+        self._ports = dict(listeners)
+        self._is_mapped = is_mapped
+
+    def matches(self, packet: memoryview) -> bool:
+        """Whether ``packet``, an IP packet, is no application's; an ICMP error is judged by the
+        packet it is about."""
+        ends = _Ends(packet)
+        if ends.quoted is not None:
+            ends = _Ends(ends.quoted)
+        return self._is_between(ends.src, ends.src_port, ends.dst) or self._is_between(
+            ends.dst, ends.dst_port, ends.src
+        )
+
+    def _is_between(self, address: bytes, port: int | None, other: bytes) -> bool:
+        return port is not None and self._ports.get(address) == port and self._is_mapped(other)
 
 
 class PacketFilter:

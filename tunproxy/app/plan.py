@@ -1,17 +1,19 @@
-"""What an instance is going to change on this machine: one value, made once, written down.
+"""What an instance is going to change on this machine: one value, written down before it is done.
 
 Everything that is needed to undo it is in it. :mod:`.policy` and :mod:`.ruleset` make of it what
-the kernel is told.
+the kernel is told. That of ``tunproxy vpn`` is completed when the other end has said what the link
+is like (:meth:`CapturePlan.with_link`); all others are made at once.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
-from ..errors import ConfigError
+from ..config_check import is_host
+from ..errors import ConfigError, ServerError
 from ..linux import marks, resolved
 from ..linux.netlink import (
     Family,
@@ -22,11 +24,21 @@ from ..linux.netlink import (
     read_sysctl,
     sysctl_devices,
 )
+from .ipc import LinkTerms
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     from ..config import Config
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+EVERYTHING: Final[dict[Family, str]] = {4: "0.0.0.0/0", 6: "::/0"}
+"""The network of all addresses."""
+_EVERYTHINGS: Final = frozenset(EVERYTHING.values())
+
+_MIN_MTU: Final = 576
+_MAX_MTU: Final = 65535
 
 
 class Sysctl(msgspec.Struct, frozen=True):
@@ -62,20 +74,39 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     resolved: bool = False
     """Whether systemd-resolved is told."""
     sysctls: tuple[Sysctl, ...] = ()
+    tap: bool = False
+    """Whether the device carries Ethernet frames."""
+    link: LinkTerms | None = None
+    """The link of ``tunproxy vpn``, which has addresses of its own and none that stand for names;
+    nothing is captured as long as it has none. ``None``: all other commands."""
+    given: tuple[str, ...] = ()
+    """Addresses that the device has from us (it may be somebody's, and stay)."""
 
     @classmethod
     def from_config(
-        cls, config: Config, slot: int, run: bool, *, earlier: CapturePlan | None = None
+        cls,
+        config: Config,
+        slot: int,
+        run: bool,
+        *,
+        vpn: bool = False,
+        earlier: CapturePlan | None = None,
     ) -> CapturePlan:
         """What ``config`` asks for on this machine, as it is now.
 
-        ``run``: a cgroup of our own is captured, and nothing else. ``earlier`` is what a dead
-        instance has left in place (:attr:`Instance.earlier`): its settings are undone by us.
+        ``run``: a cgroup of our own is captured, and nothing else. ``vpn``: what is behind a link
+        is captured, once it is known. ``earlier`` is what a dead instance has left in place
+        (:attr:`Instance.earlier`): its settings are undone by us.
 
         Raises:
             ConfigError: the parts of ``config`` contradict each other.
         """
         capture, dns = config.capture, config.dns
+        if vpn and capture.mode != "system":
+            raise ConfigError(
+                'a VPN leads to networks and knows no cgroups: leave out capture.mode = "cgroup"'
+            )
+        names = dns.mode != "off" and not vpn
         mode: Literal["system", "cgroup"] = "cgroup" if run else capture.mode
         cgroups = () if run else tuple(path.strip("/") for path in capture.cgroups)
         if mode == "cgroup" and capture.gateway:
@@ -88,16 +119,15 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
         if mode == "system":
             sysctls += _lenient_sysctls()
         if capture.gateway:
-            sysctls += _forwarding_sysctls()
-        system_names = mode == "system" and dns.mode != "off"
+            sysctls += forwarding_sysctls()
         return cls(
             slot=slot,
             tun=config.tun.name,
             mode=mode,
             ipv6=ipv6_enabled(),
-            names=dns.mode != "off",
-            translated=config.tun.stack == "system",
-            include=tuple(map(str, capture.include)),
+            names=names,
+            translated=config.tun.stack == "system" and not vpn,
+            include=() if vpn else tuple(map(str, capture.include)),
             exclude=tuple(map(str, capture.exclude)),
             gateway=capture.gateway,
             kill_switch=capture.kill_switch,
@@ -105,31 +135,141 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
             fake6=str(dns.fake_ip_range6),
             cgroups=cgroups if mode == "cgroup" else (),
             run_cgroup=marks.run_cgroup(network_namespace(), slot) if run else None,
-            resolved=system_names and resolved.available(),
+            resolved=names and mode == "system" and resolved.available(),
             sysctls=sysctls,
+            tap=vpn and config.vpn.tap,
+            link=LinkTerms() if vpn else None,
+            given=() if earlier is None else earlier.given,
         )
+
+    def with_link(self, terms: LinkTerms, servers: Sequence[Address] = ()) -> CapturePlan:
+        """This plan, for the link of ``terms``; ``servers`` are addresses of the SSH server.
+
+        What is said of IPv6 is left out where this machine has none.
+
+        Raises:
+            ConfigError: such a link cannot work.
+            ServerError: what should be an address is none, or no host's.
+        """
+        try:
+            link = _normal(terms, self._possible)
+        except ValueError as error:
+            raise ServerError(
+                f"the terms of the link make no sense ({error}): have the server corrected"
+            ) from None
+        plan = msgspec.structs.replace(
+            self,
+            link=link,
+            names=bool(link.dns),
+            resolved=bool(link.dns) and resolved.available(),
+        )
+        near = map(str, plan.near())
+        closed = [EVERYTHING[family] for family in plan.families if plan.closes(family)]
+        include = tuple(dict.fromkeys((*near, *link.routes, *closed)))
+        plan = msgspec.structs.replace(plan, include=include)
+        for problem in plan._problems(servers):
+            raise ConfigError(problem)
+        return plan
+
+    def _problems(self, servers: Sequence[Address]) -> Iterator[str]:
+        """Why the link cannot work."""
+        assert self.link is not None
+        for what, texts in (
+            ("the route", self.link.routes),
+            ("the peer", self.link.peers),
+            ("the resolver", self.link.dns),
+        ):
+            for text in texts:
+                family = _version(text)
+                if not self.addresses(family):
+                    yield (
+                        f"the link has no address for {what} {text}: "
+                        f"name one of IPv{family} with --local"
+                    )
+                elif not self._reaches(ipaddress.ip_network(text)):
+                    yield f"{what} {text} is behind a router of the segment: name it with --peer"
+        for text in self.link.local:
+            network = ipaddress.ip_interface(text).network
+            for server in servers:
+                if server in network:
+                    yield (
+                        f"the link's network {network} has the address of the SSH server "
+                        f"({server}) in it: take another, with --local"
+                    )
+
+    def _reaches(self, network: Network) -> bool:
+        """Whether packets to ``network`` find their way on the link."""
+        if not self.tap or self.next_hop(network) is not None:
+            return True
+        return any(n.version == network.version and network[0] in n for n in self.near())
 
     @property
     def families(self) -> tuple[Family, ...]:
         """The IP versions that are captured."""
+        if self.link is None:
+            return self._possible
+        return tuple(f for f in self._possible if self.addresses(f) or self.closes(f))
+
+    @property
+    def _possible(self) -> tuple[Family, ...]:
         return (4, 6) if self.ipv6 else (4,)
 
     @property
     def fakes(self) -> bool:
         """Whether what goes to the fake ranges has to come to us."""
-        return self.names or self.translated
+        return self.link is None and (self.names or self.translated)
 
     def fake_range(self, family: Family) -> Network:
         """The addresses that stand for names, and for the peers of the kernel's stack."""
         return ipaddress.ip_network(self.fake4 if family == 4 else self.fake6)
 
-    def tun_address(self, family: Family) -> Address:
-        """The address of the TUN device, the first of the fake range."""
-        return self.fake_range(family)[1]
+    def addresses(self, family: Family) -> list[Address]:
+        """The addresses of the device, the first for what has none yet; of its link, or ours."""
+        if self.link is None:
+            return [self.fake_range(family)[1]]
+        interfaces = map(ipaddress.ip_interface, self.link.local)
+        return [interface.ip for interface in interfaces if interface.version == family]
 
-    def dns_address(self, family: Family) -> Address:
-        """The address of the name server behind the TUN, the second of the fake range."""
-        return self.fake_range(family)[2]
+    def closes(self, family: Family) -> bool:
+        """Whether a link that everything has to go through has no address of that IP version.
+
+        What is captured of it goes nowhere, because there is a kill switch.
+        """
+        if self.link is None or not self.kill_switch or self.addresses(family):
+            return False
+        return not _EVERYTHINGS.isdisjoint(self.link.routes)
+
+    def tun_address(self, family: Family) -> Address:
+        """The source address of what is captured, the first of the fake range or of the link."""
+        return next(iter(self.addresses(family)), self.fake_range(family)[1])
+
+    def near(self) -> list[Network]:
+        """What is on the link itself: its networks, and the peers as networks of one."""
+        if self.link is None:
+            return []
+        found = [network for network in self.connected() if network.num_addresses > 1]
+        return list(dict.fromkeys([*found, *map(ipaddress.ip_network, self.link.peers)]))
+
+    def connected(self) -> list[Network]:
+        """The networks of the device's addresses, to which the kernel has routes of its own."""
+        return [interface.network for interface in self.tun_addresses]
+
+    def next_hop(self, network: Network) -> Address | None:
+        """The router of a segment that leads to ``network``; ``None``: it needs none."""
+        if self.link is None or not self.tap or network in self.near():
+            return None
+        peers = map(ipaddress.ip_address, self.link.peers)
+        return next((peer for peer in peers if peer.version == network.version), None)
+
+    def dns_address(self, family: Family) -> Address | None:
+        """Where queries go: the second address of the fake range, or a resolver of the link's."""
+        return next(iter(self.resolvers(family)), None)
+
+    def resolvers(self, family: Family) -> list[Address]:
+        """Who answers queries on the device, the best first."""
+        if self.link is None:
+            return [self.fake_range(family)[2]]
+        return [a for a in map(ipaddress.ip_address, self.link.dns) if a.version == family]
 
     def direct_address(self, family: Family) -> Address:
         """The third: what comes from here was sent by the bypass cgroup and is to go out direct."""
@@ -143,12 +283,14 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tun_addresses(self) -> list[Interface]:
         """For :func:`tunproxy.linux.netlink.configure_link`."""
+        if self.link is not None:
+            return [ipaddress.ip_interface(text) for text in self.link.local]
         return [ipaddress.ip_interface(self.tun_address(family)) for family in self.families]
 
     @property
     def trap(self) -> str | None:
         """Name of the device that closes IPv6, where a kill switch needs one."""
-        if self.kill_switch and self.mode == "system" and self.ipv6:
+        if self.kill_switch and self.mode == "system" and 6 in self.families:
             return marks.trap_device(self.slot)
         return None
 
@@ -156,6 +298,39 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     def strict(self) -> bool:
         """Whether reverse path filters of this machine make us mark incoming packets."""
         return any(sysctl.path.endswith("/src_valid_mark") for sysctl in self.sysctls)
+
+
+def _normal(terms: LinkTerms, families: Sequence[Family]) -> LinkTerms:
+    """``terms`` in their usual spelling, ``default`` spelled out, and of ``families`` only.
+
+    Raises:
+        ValueError: something is no address, or one that cannot be a host's.
+    """
+    if not _MIN_MTU <= terms.mtu <= _MAX_MTU:
+        raise ValueError(f"an MTU of {terms.mtu}")
+    local = [ipaddress.ip_interface(text) for text in terms.local]
+    peers = [ipaddress.ip_address(text) for text in terms.peers]
+    dns = [ipaddress.ip_address(text) for text in terms.dns]
+    for value in (*local, *peers, *dns):
+        if not is_host(str(value).partition("/")[0]):
+            raise ValueError(f"{value} is not the address of one host")
+    versions = {interface.version for interface in local}
+    everything = [EVERYTHING[family] for family in families if family in versions]
+    routes: list[str] = []
+    for text in terms.routes:
+        routes += everything if text == "default" else [str(ipaddress.ip_network(text))]
+
+    def kept(values: Iterable[object]) -> tuple[str, ...]:
+        texts = dict.fromkeys(map(str, values))
+        return tuple(text for text in texts if _version(text) in families)
+
+    return LinkTerms(
+        local=kept(local), peers=kept(peers), routes=kept(routes), dns=kept(dns), mtu=terms.mtu
+    )
+
+
+def _version(text: str) -> Family:
+    return 6 if ":" in text else 4
 
 
 def _lenient_sysctls() -> tuple[Sysctl, ...]:
@@ -173,7 +348,7 @@ def _lenient_sysctls() -> tuple[Sysctl, ...]:
     return _changes([("ipv4/conf/all/src_valid_mark", "1")]) if strict else ()
 
 
-def _forwarding_sysctls() -> tuple[Sysctl, ...]:
+def forwarding_sysctls() -> tuple[Sysctl, ...]:
     """Make this machine a router, and note what that changes beside.
 
     Switching forwarding on or off sets it on each device. IPv4: it resets accept_redirects, too.

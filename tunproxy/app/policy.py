@@ -1,4 +1,4 @@
-"""What is routed to the TUN, as values: no system call is made here.
+"""What is routed to the device, as values: no system call is made here.
 
 Read ip-rule(8) before editing.
 
@@ -20,6 +20,7 @@ Rules, in mode ``system``, by step (see :func:`marks.priority`)::
     6  nothing, but a goto needs a rule where it leads
     7  port 53                                                      look up names_table
     8  longest prefix wins, between main and table                  look up main, table
+    9  local, from an address of a link                             look up names_table
     15 nothing
 
 Only a socket that has no source address yet is captured, and then it has the TUN's. One that is
@@ -32,6 +33,13 @@ there the chosen ones are named: ::/1 and 8000::/1.
 Longest prefix wins: for each prefix length L of the included networks, from the longest down, main
 may answer with a prefix longer than L, then ``table`` with one of L or longer. Everything included
 is L = 0: the LAN and every other specific route stay as they are.
+
+A link (``tunproxy vpn``) has addresses of its own. Nothing stands for names there, so there is no
+step 2; queries go to it (step 7) where it has resolvers, and ``names_table`` leads everything to
+it. So step 9 can: what is bound to an address of the link answers somebody behind it, who may be in
+no network that is included. What is on the link itself is included always. Where it is to carry
+everything and has no address of a family, the kill switch closes that family: its routes are the
+twins alone.
 
 A gateway also lets forwarded packets through, unless they came from outside: from a network that is
 not attached to the interface they came in by, where that interface has a default route.
@@ -80,8 +88,10 @@ def routes(plan: CapturePlan, server_addresses: Sequence[Address]) -> list[Route
         everything = ipaddress.ip_network("0.0.0.0/0" if family == 4 else "::/0")
         for network in _included(plan, family):
             found += _captured(plan, network, table)
-        if plan.fakes:
+        if plan.fakes or plan.link is not None:
             found += _captured(plan, everything, names)
+    for network in plan.near() if plan.tap else ():
+        found += _captured(plan, network, names)
     excluded = _networks(plan.exclude)
     never = [*excluded, *_networks(_NEVER), *map(ipaddress.ip_network, server_addresses)]
     for thrown, number in ((never, table), (excluded, names)):
@@ -94,9 +104,18 @@ def routes(plan: CapturePlan, server_addresses: Sequence[Address]) -> list[Route
 
 
 def _captured(plan: CapturePlan, network: Network, table: int) -> Iterator[Route]:
-    """The way to the TUN, and its twin."""
-    source = str(plan.tun_address(_family(network)))
-    yield Route(destination=network, table=table, device=plan.tun, source=source)
+    """The way to the device, and its twin."""
+    family = _family(network)
+    source = str(plan.tun_address(family))
+    if plan.addresses(family):
+        hop = plan.next_hop(network)
+        yield Route(
+            destination=network,
+            table=table,
+            device=plan.tun,
+            source=source,
+            gateway=None if hop is None else str(hop),
+        )
     if not plan.kill_switch:
         return
     if network.version == 4 or plan.trap is None:
@@ -108,7 +127,8 @@ def _captured(plan: CapturePlan, network: Network, table: int) -> Iterator[Route
 
 
 def _included(plan: CapturePlan, family: Family) -> list[Network]:
-    networks = _networks(plan.include or ("0.0.0.0/0", "::/0"))
+    everything = ("0.0.0.0/0", "::/0") if plan.link is None else ()
+    networks = _networks(plan.include or everything)
     return [network for network in dict.fromkeys(networks) if network.version == family]
 
 
@@ -143,9 +163,14 @@ def rules(plan: CapturePlan, family: Family, uplinks: Uplinks) -> list[Rule]:
         found += _forwarded(plan, family, uplinks)
         # A goto needs a rule of exactly that priority.
         found.append(Rule(priority=marks.priority(plan.slot, _CAPTURE), action="nop"))
-    if plan.names:
+    if plan.names and plan.dns_address(family) is not None:
         found += [_names(plan, 7, mark=mark, protocol=p, dport=53) for p in (17, 6)]
     found += _longest_prefix(plan, family, mark)
+    if plan.link is not None:
+        found += [
+            _names(plan, 9, iif="lo", source=ipaddress.ip_network(address))
+            for address in plan.addresses(family)
+        ]
     if plan.fakes and plan.mode == "cgroup":
         found.append(
             Rule(
@@ -166,7 +191,8 @@ def _foreign_marks(plan: CapturePlan) -> Iterator[tuple[int, int]]:
 
 def _only_unbound(plan: CapturePlan, family: Family) -> Iterator[Rule]:
     """Step 3."""
-    yield _go(plan, 3, _CAPTURE, iif="lo", source=ipaddress.ip_network(plan.tun_address(family)))
+    for address in plan.addresses(family) or [plan.tun_address(family)]:
+        yield _go(plan, 3, _CAPTURE, iif="lo", source=ipaddress.ip_network(address))
     if family == 4:
         yield _go(plan, 3, _CAPTURE, iif="lo", source=_NO_SOURCE)
     else:

@@ -3,7 +3,7 @@
 Uplink: DataReceived -> ``stream.write`` -> the backlog back to the engine, which shrinks the
 window. Downlink: ``data_received`` -> ``engine.send`` -> one wake of the driver; a full send queue
 pauses the stream until FlowWritable. A task exists only while a target is being opened or a name
-resolved.
+resolved. Datagrams have a relay of their own, :mod:`.datagramrelay`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from ..errors import OpenFailed, Refusal
 from ..flow.events import (
     DatagramReceived,
     DataReceived,
+    EchoRequested,
+    FactWanted,
     FlowClosed,
     FlowOpened,
     FlowWritable,
     ForwardQuery,
 )
 from ..flow.rules import Action
+from .datagramrelay import DatagramRelay
+from .datagramrelay import Ways as DatagramWays
 from .tasks import TaskSet
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Hashable
 
     from ..flow.engine import Engine
     from ..flow.events import Event
     from ..upstream.base import Stream, Upstream
-    from ..upstream.direct import DirectDatagramStream, DirectUpstream
     from .kernelstack import KernelStack
 
 MAX_LINGERING = 4096
@@ -41,14 +44,14 @@ the oldest is aborted: its target has had the most time to take what is left."""
 _log = logging.getLogger(__name__)
 
 
-class Resolver(Protocol):
+class Names(Protocol):
     """Who answers DNS messages."""
 
-    async def query(self, message: bytes) -> bytes | None:
-        """The answer, or ``None``."""
+    async def query(self, message: bytes, server: str | None, *, direct: bool) -> bytes | None:
+        """What the resolver ``server`` answers, or the usual one of a way; ``None``: nothing."""
 
 
-class Ways(Protocol):
+class Ways(DatagramWays, Protocol):
     """The ways out, as the rules name them."""
 
     @property
@@ -56,27 +59,31 @@ class Ways(Protocol):
         """Through the server."""
 
     @property
-    def direct(self) -> DirectUpstream:
-        """By a marked socket."""
-
-    @property
-    def remote_resolver(self) -> Resolver:
-        """On the server's side."""
-
-    @property
-    def direct_resolver(self) -> Resolver:
-        """The machine's own."""
+    def names(self) -> Names:
+        """The resolvers of both ways."""
 
 
 class Relay:
-    """Acts on the engine's events. ``wake`` is the driver's."""
+    """Acts on the engine's events.
 
-    def __init__(self, engine: Engine | KernelStack, ways: Ways) -> None:
-        self.engine = engine
+    ``streams``: who terminates TCP, where it is not the engine.
+
+    Attributes:
+        wake: the driver's.
+        find_fact: waits until there is an answer to a question of the rules.
+        find_server: returns the way out by the name that a rule has for it.
+    """
+
+    def __init__(self, engine: Engine, ways: Ways, streams: KernelStack | None = None) -> None:
+        self.streams = streams if streams is not None else engine
         self.wake: Callable[[], None] = lambda: None
+        self.find_fact: Callable[[Hashable], Awaitable[None]] = _nobody_knows
+        self.find_server: Callable[[str | None], Upstream] = lambda name: ways.proxy
         self.tasks = TaskSet()
+        self.datagrams = DatagramRelay(engine, ways, self.tasks, lambda: self.wake())
+        self._engine = engine
         self._ways = ways
-        self._flows: dict[int, _FlowSide | _DatagramSide] = {}
+        self._flows: dict[int, _FlowSide] = {}
         self._lingering: dict[int, _FlowSide] = {}
         """Sides whose flow has ended in order, and whose stream has not: it may still have to send
         what the initiator has sent last."""
@@ -85,20 +92,22 @@ class Relay:
         """Do what ``event`` asks for."""
         if isinstance(event, DataReceived):
             side = self._flows.get(event.flow)
-            if isinstance(side, _FlowSide):
+            if side is not None:
                 side.uplink(event)
+        elif isinstance(event, DatagramReceived):
+            self.datagrams.uplink(event)
         elif isinstance(event, FlowWritable):
             side = self._flows.get(event.flow)
-            if isinstance(side, _FlowSide):
+            if side is not None:
                 side.resume()
         elif isinstance(event, FlowOpened):
             self._open(event)
         elif isinstance(event, FlowClosed):
             self._close(event)
-        elif isinstance(event, DatagramReceived):
-            side = self._flows.get(event.flow)
-            if isinstance(side, _DatagramSide):
-                side.uplink(bytes(event.payload))
+        elif isinstance(event, EchoRequested):
+            self.datagrams.echo(event)
+        elif isinstance(event, FactWanted):
+            self.tasks.spawn(self._find_fact(event), f"fact {event.number}")
         else:
             self.tasks.spawn(self._resolve(event), f"query {event.query}")
 
@@ -108,6 +117,7 @@ class Relay:
             side.abort()
         self._flows.clear()
         self._lingering.clear()
+        self.datagrams.close_all()
         await self.tasks.cancel()
 
     def stream_ended(self, flow: int) -> None:
@@ -125,18 +135,17 @@ class Relay:
             event.decision.action.name,
             event.decision.place,
         )
-        kind = _DatagramSide if event.network == "udp" else _FlowSide
-        side = self._flows[event.flow] = kind(self, event.flow)
+        if event.network == "udp":
+            self.datagrams.open(event)
+            return
+        side = self._flows[event.flow] = _FlowSide(self, event.flow)
         side.opening = self.tasks.spawn(self._reach(event, side), f"open flow {event.flow}")
 
-    async def _reach(self, event: FlowOpened, side: _FlowSide | _DatagramSide) -> None:
+    async def _reach(self, event: FlowOpened, side: _FlowSide) -> None:
         """Open the target, or say why it cannot be opened."""
         try:
-            if isinstance(side, _DatagramSide):
-                side.opened(await self._ways.direct.open_datagram(event.host, event.port, side))
-                return
             is_direct = event.decision.action is Action.DIRECT
-            upstream: Upstream = self._ways.direct if is_direct else self._ways.proxy
+            upstream = self._ways.direct if is_direct else self.find_server(event.decision.server)
             side.opened(await upstream.open(event.host, event.port, event.source, side))
         except OpenFailed as failure:
             self._refuse(event, failure)
@@ -146,15 +155,15 @@ class Relay:
 
     def _refuse(self, event: FlowOpened, failure: OpenFailed) -> None:
         _log.debug("flow %d: refused: %s", event.flow, failure)
-        self.engine.refuse(event.flow, failure.refusal, time.monotonic())
+        self.streams.refuse(event.flow, failure.refusal, time.monotonic())
         self.wake()
 
     def _close(self, event: FlowClosed) -> None:
         _log.debug("flow %d: closed%s", event.flow, " by a reset" if event.reset else "")
         side = self._flows.pop(event.flow, None)
         if side is None:
-            return
-        if event.reset or isinstance(side, _DatagramSide):
+            self.datagrams.close(event.flow)
+        elif event.reset:
             side.abort()
         elif side.finish():
             self._linger(event.flow, side)
@@ -165,15 +174,25 @@ class Relay:
             oldest = next(iter(self._lingering))
             self._lingering.pop(oldest).abort()
 
+    async def _find_fact(self, event: FactWanted) -> None:
+        try:
+            await self.find_fact(event.question)
+        finally:
+            self._engine.fact_found(event.number, time.monotonic())
+            self.wake()
+
     async def _resolve(self, event: ForwardQuery) -> None:
-        ways = self._ways
-        resolver = ways.direct_resolver if event.direct else ways.remote_resolver
         answer = None
         try:
-            answer = await resolver.query(event.message)
+            names = self._ways.names
+            answer = await names.query(event.message, event.server, direct=event.direct)
         finally:
-            self.engine.answer_query(event.query, answer)
+            self._engine.answer_query(event.query, answer, time.monotonic())
             self.wake()
+
+
+async def _nobody_knows(question: Hashable) -> None:
+    """There is no answer."""
 
 
 class _FlowSide:
@@ -196,7 +215,7 @@ class _FlowSide:
             stream.abort()  # it was connected at the very moment it was given up
             return
         self._stream = stream
-        self._relay.engine.accept(self._flow, time.monotonic())
+        self._relay.streams.accept(self._flow, time.monotonic())
         self._relay.wake()
 
     def uplink(self, event: DataReceived) -> None:
@@ -211,7 +230,7 @@ class _FlowSide:
         backlog = stream.backlog
         if backlog != self._backlog:
             self._backlog = backlog
-            self._relay.engine.set_backlog(self._flow, backlog)
+            self._relay.streams.set_backlog(self._flow, backlog)
 
     def resume(self) -> None:
         """The initiator has taken what we held."""
@@ -239,20 +258,20 @@ class _FlowSide:
 
     def data_received(self, data: bytes) -> None:
         """Queue what the target has sent."""
-        if not self._relay.engine.send(self._flow, data) and self._stream is not None:
+        if not self._relay.streams.send(self._flow, data) and self._stream is not None:
             self._stream.pause_reading()
         self._relay.wake()
 
     def eof_received(self) -> None:
         """The target has ended its direction."""
-        self._relay.engine.send_eof(self._flow)
+        self._relay.streams.send_eof(self._flow)
         self._relay.wake()
 
     def backlog_changed(self) -> None:
         """The upstream has passed something on."""
         if self._stream is not None and not self._is_over:
             self._backlog = self._stream.backlog
-            self._relay.engine.set_backlog(self._flow, self._backlog)
+            self._relay.streams.set_backlog(self._flow, self._backlog)
             self._relay.wake()
 
     def connection_lost(self, *, reset: bool) -> None:
@@ -262,64 +281,7 @@ class _FlowSide:
         if self._is_over:
             return
         if reset:
-            self._relay.engine.abort(self._flow)
+            self._relay.streams.abort(self._flow)
         else:
-            self._relay.engine.orphan(self._flow, time.monotonic())
-        self._relay.wake()
-
-
-class _DatagramSide:
-    """The upstream's side of one UDP flow."""
-
-    __slots__ = ("_flow", "_is_over", "_relay", "_stream", "_waiting", "opening")
-
-    MAX_WAITING = 16
-    """Datagrams kept while the socket is being opened: a question and its repetitions."""
-
-    def __init__(self, relay: Relay, flow: int) -> None:
-        self._relay = relay
-        self._flow = flow
-        self._stream: DirectDatagramStream | None = None
-        self._is_over = False
-        self._waiting: list[bytes] = []
-        self.opening: asyncio.Task[None] | None = None
-
-    def opened(self, stream: DirectDatagramStream) -> None:
-        """The socket is there."""
-        self.opening = None
-        if self._is_over:
-            stream.close()
-            return
-        self._stream = stream
-        for payload in self._waiting:
-            stream.send(payload)
-        self._waiting.clear()
-
-    def uplink(self, payload: bytes) -> None:
-        """Send what the initiator has sent."""
-        if self._stream is not None:
-            self._stream.send(payload)
-        elif len(self._waiting) < self.MAX_WAITING:
-            self._waiting.append(payload)
-        else:
-            self._relay.engine.counters["udp_waiting_full"] += 1
-
-    def abort(self) -> None:
-        """The flow is gone from the engine."""
-        self._is_over = True
-        self._waiting.clear()
-        if self.opening is not None:
-            self.opening.cancel()
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
-
-    def datagram_received(self, data: bytes) -> None:
-        """Pass on what the target has sent."""
-        self._relay.engine.send_datagram(self._flow, data, time.monotonic())
-        self._relay.wake()
-
-    def error_received(self, refusal: Refusal) -> None:
-        """The target refuses datagrams: the flow ends, and the next datagram tries anew."""
-        self._relay.engine.refuse(self._flow, refusal, time.monotonic())
+            self._relay.streams.orphan(self._flow, time.monotonic())
         self._relay.wake()

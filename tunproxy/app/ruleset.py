@@ -17,6 +17,12 @@ Routing rules (:mod:`.policy`) cannot see who sends a packet, nor change one. Th
   makes it an answer for the routing rules, too.
 - Gateway. Answers of connections that came in from outside to a host of the LAN go back out.
   Queries that LAN clients send to this host are diverted as well.
+- A link (``tunproxy vpn``). There is no name server on it that answers for all others: queries that
+  are routed to it go to its resolvers, wherever they were meant for. So do those to a local
+  address, in IPv4, unless systemd-resolved is there: it has been told where to ask. What IPv6 alone
+  could ask is refused, so that applications ask by IPv4. Nobody behind the link knows the hosts of
+  the LAN: a gateway masquerades. TCP is told to send segments that fit. And strangers send on it,
+  who could otherwise reach 127.0.0.1.
 
 Marks are kept in the conntrack entry, because the last packets of a TCP connection (TIME-WAIT) have
 no socket. Only what begins while we look is ever marked; TCP begins with a SYN, so that conntrack,
@@ -63,15 +69,17 @@ def ruleset(
     cgroups to capture, in mode ``cgroup``. ``stub6``: divert queries to ::1, too, for which the
     kernel needs the family ``netdev`` and its ``fwd``.
     """
-    stub6 = stub6 and plan.names and 6 in plan.families
+    stub6 = stub6 and plan.names and plan.link is None and 6 in plan.families
     sections = [_postrouting(plan)]
     if plan.mode == "system":
         sections += [_remember_askers(plan), _answer_as_asked(plan)]
         sections.append(_output_system(plan, bypass))
     else:
         sections.append(_output_cgroup(plan, captured))
+    if plan.link is not None:
+        sections += [_fit_segments(plan), _keep_strangers_out(plan), _refuse_queries(plan)]
     if plan.names:
-        sections.append(_divert_local_queries(plan, stub6))
+        sections.append(_divert_queries(plan, stub6))
     if plan.trap is not None:
         sections += [_refuse(plan.trap, hook) for hook in ("output", "forward")]
     if plan.strict or plan.gateway:
@@ -150,7 +158,7 @@ def _output_system(plan: CapturePlan, bypass: str | None) -> Iterator[str]:
         kept = f"0x{marks.BYPASS_MARK:x}, 0x{marks.DIRECT_MARK:x}"
         yield f"ct direction original ct mark {{ {kept} }} meta mark set ct mark return"
         yield from _begins()
-        for family in plan.families if plan.names else ():
+        for family in plan.families if plan.names and plan.fakes else ():
             fake = f"{_L3[family]} daddr {plan.fake_range(family)}"
             yield f"{bypass} {fake} {_mark(marks.DIRECT_MARK)}"
         yield f"{bypass} {_mark(marks.BYPASS_MARK)}"
@@ -178,25 +186,44 @@ def _output_cgroup(plan: CapturePlan, captured: Sequence[str]) -> Iterator[str]:
 # Both
 
 
-def _divert_local_queries(plan: CapturePlan, stub6: bool) -> Iterator[str]:
+def _divert_queries(plan: CapturePlan, stub6: bool) -> Iterator[str]:
     mark = marks.capture_mark(plan.slot)
 
     def rules() -> Iterator[str]:
         if plan.mode == "cgroup":
             yield f"meta mark != 0x{mark:x} return"
         else:
-            yield f"meta mark {{ 0x{marks.BYPASS_MARK:x}, 0x{marks.DIRECT_MARK:x} }} return"
-            yield f"meta mark & 0x{marks.CAPTURE_MASK:x} == 0x{marks.CAPTURE_MARK:x} return"
+            yield from _unless_marked()
         if not stub6:
             yield "ip6 daddr ::1 return"
-        for family in plan.families:
-            yield f"{_local_query(family)} {_divert(plan, family)}"
+        for family in _asking(plan):
+            if plan.link is not None:
+                routed = f'oifname "{plan.tun}" meta nfproto ipv{family} {_PORT_53}'
+                yield f"{routed} {_elsewhere(plan, family)} {_divert(plan, family)}"
+            if plan.link is None or (family == 4 and not plan.resolved):
+                yield f"{_local_query(family)} {_divert(plan, family)}"
 
-    yield from _chain("divert_local_queries", "nat hook output priority -100", rules())
+    yield from _chain("divert_queries", "nat hook output priority -100", rules())
+
+
+def _unless_marked() -> Iterator[str]:
+    yield f"meta mark {{ 0x{marks.BYPASS_MARK:x}, 0x{marks.DIRECT_MARK:x} }} return"
+    yield f"meta mark & 0x{marks.CAPTURE_MASK:x} == 0x{marks.CAPTURE_MARK:x} return"
+
+
+def _asking(plan: CapturePlan) -> list[Family]:
+    """The IP versions that somebody answers queries in."""
+    return [family for family in plan.families if plan.dns_address(family) is not None]
 
 
 def _local_query(family: Family) -> str:
     return f"meta nfproto ipv{family} fib daddr type local {_PORT_53}"
+
+
+def _elsewhere(plan: CapturePlan, family: Family) -> str:
+    """Not to a resolver of the link's, of which there may be several."""
+    known = ", ".join(map(str, plan.resolvers(family)))
+    return f"{_L3[family]} daddr != {{ {known} }}"
 
 
 def _divert(plan: CapturePlan, family: Family) -> str:
@@ -207,13 +234,18 @@ def _postrouting(plan: CapturePlan) -> Iterator[str]:
     def rules() -> Iterator[str]:
         for family in plan.families:
             ip, ours = _L3[family], plan.tun_address(family)
-            direct = plan.direct_address(family)
-            yield (
-                f'oifname "{plan.tun}" meta mark 0x{marks.DIRECT_MARK:x} '
-                f"meta nfproto ipv{family} snat {ip} to {direct}"
-            )
-            asker = ours if family == 4 else plan.stub_asker
-            yield f'oifname "{plan.tun}" {ip} saddr {_LOOPBACK[family]} snat {ip} to {asker}'
+            if plan.link is None:
+                direct = plan.direct_address(family)
+                yield (
+                    f'oifname "{plan.tun}" meta mark 0x{marks.DIRECT_MARK:x} '
+                    f"meta nfproto ipv{family} snat {ip} to {direct}"
+                )
+            if plan.link is None or family == 4:
+                asker = ours if family == 4 else plan.stub_asker
+                yield f'oifname "{plan.tun}" {ip} saddr {_LOOPBACK[family]} snat {ip} to {asker}'
+            if plan.link is not None and plan.gateway and plan.addresses(family):
+                known = ", ".join(map(str, plan.addresses(family)))
+                yield f'oifname "{plan.tun}" {ip} saddr != {{ {known} }} masquerade'
             yield (
                 f'oifname != "{plan.tun}" meta mark 0x{marks.BYPASS_MARK:x} '
                 f"{ip} saddr {ours} masquerade"
@@ -232,6 +264,50 @@ def _answers_to_loopback6(plan: CapturePlan) -> Iterator[str]:
     fwd = f'ip6 daddr {plan.stub_asker} fwd ip6 to ::1 device "lo"'
     hook = f'filter hook ingress device "{plan.tun}" priority 0'
     yield from _chain("answers_to_loopback6", hook, iter([fwd]))
+
+
+# A link
+
+
+def _fit_segments(plan: CapturePlan) -> Iterator[str]:
+    """Of the two ways of a connection, the narrower counts (get_tcpmss() in net/netfilter)."""
+
+    def rules() -> Iterator[str]:
+        for side in ("iifname", "oifname"):
+            yield f'{side} "{plan.tun}" tcp flags syn tcp option maxseg size set rt mtu'
+
+    yield from _chain("fit_segments", "filter hook forward priority mangle", rules())
+
+
+def _keep_strangers_out(plan: CapturePlan) -> Iterator[str]:
+    """Before conntrack, which makes 127.0.0.1 of where the answers to diverted queries go."""
+
+    def rules() -> Iterator[str]:
+        for side in ("saddr", "daddr"):
+            yield f'iifname "{plan.tun}" ip {side} {_LOOPBACK[4]} counter drop'
+
+    yield from _chain("keep_strangers_out", "filter hook prerouting priority raw", rules())
+
+
+def _refuse_queries(plan: CapturePlan) -> Iterator[str]:
+    def rules() -> Iterator[str]:
+        if not plan.names or plan.resolved:
+            return
+        asking = _asking(plan)
+        yield from _unless_marked()
+        yield "fib daddr type local return"
+        yield from _excluded_return(plan)
+        refusal = "counter reject with icmpx type port-unreachable"
+        for family in _L3:
+            if family not in asking:
+                yield f"meta nfproto ipv{family} {_PORT_53} {refusal}"
+
+    yield from _chain("refuse_queries", "filter hook output priority filter", rules())
+
+
+def _excluded_return(plan: CapturePlan) -> Iterator[str]:
+    for network in plan.exclude:
+        yield f"{_L3[6 if ':' in network else 4]} daddr {network} return"
 
 
 # Incoming packets
@@ -259,8 +335,10 @@ def _divert_client_queries(plan: CapturePlan, uplinks: Uplinks) -> Iterator[str]
     def rules() -> Iterator[str]:
         yield f'iifname {{ "lo", "{plan.tun}" }} return'
         # Anybody else who could ask would make us an open resolver.
-        for family in plan.families:
-            query = f"{_local_query(family)} {_divert(plan, family)}"
+        if plan.link is not None:
+            yield from _excluded_return(plan)
+        for family in _asking(plan):
+            query = f"{_query_of_client(plan, family)} {_divert(plan, family)}"
             for name, networks in uplinks.items():
                 known = ", ".join(map(str, clients(networks, family)))
                 if known:
@@ -271,6 +349,12 @@ def _divert_client_queries(plan: CapturePlan, uplinks: Uplinks) -> Iterator[str]
                 yield query
 
     yield from _chain("divert_client_queries", "nat hook prerouting priority dstnat", rules())
+
+
+def _query_of_client(plan: CapturePlan, family: Family) -> str:
+    if plan.link is None:
+        return _local_query(family)
+    return f"meta nfproto ipv{family} {_PORT_53} {_elsewhere(plan, family)}"
 
 
 def _from_clients_return(plan: CapturePlan, uplinks: Uplinks) -> Iterator[str]:

@@ -44,7 +44,7 @@ def serve(
         ConfigError, MachineError: a key cannot be used or made, or the address.
     """
     permit = Permit(permit_open) if permit_open else None
-    key = host_key if host_key is not None else _own_host_key()
+    key = host_key if host_key is not None else own_host_key()
     server = ExitServer(
         listen, host_keys=[str(key)], authorized_keys=str(authorized_keys), permit=permit
     )
@@ -97,7 +97,7 @@ async def _run(
         await server.close()
 
 
-def _own_host_key() -> pathlib.Path:
+def own_host_key() -> pathlib.Path:
     """Return our host key, which is made when there is none."""
     key = state_directory() / "host_key"
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -28,27 +29,35 @@ from ..flow.engine import Engine, Settings
 from ..flow.fakeip import CAPACITY, RESERVED, FakePools
 from ..flow.nameserver import NameServer
 from ..flow.nat import NatTable, Place, nat_network
-from ..flow.rules import RuleTable
 from ..flow.translator import Translator
 from ..linux.tun import Tun
 from ..upstream.direct import DirectUpstream
-from ..upstream.resolver import DirectResolver, RemoteResolver
-from ..upstream.ssh import LinkState, SshUpstream
+from ..upstream.pool import SshPool
+from ..upstream.resolver_direct import DirectResolver
+from ..upstream.ssh import LinkState
+from . import rulefiles
 from .broker import Broker
 from .control import ControlServer, Status
+from .datagramtiers import FarNames, candidates
+from .datagramways import DatagramWays
 from .driver import Driver
+from .enginesession import EngineSession, rss_bytes
 from .ipc import Failed, Listener, Start, engine_link
 from .kernelstack import KernelStack
-from .pcap import PacketTrace
+from .names import Names
+from .pcap import Inside, PacketTrace
 from .relay import Relay
+from .steering import Steering
+from .tasks import TaskSet
+from .vpnsession import VpnSession
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
 
+    from .datagramways import Way as DatagramWay
     from .ipc import EngineLink, Received, ToEngine
 
 _log = logging.getLogger(__name__)
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def run(sock: socket.socket) -> int:
@@ -99,7 +108,7 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, _log.debug, "signal ignored: the supervisor acts on it")
     loop.add_signal_handler(signal.SIGTERM, broker.ended.set)
-    session = Session(start, tun, broker, listeners)
+    session = _make_session(start, tun, broker, listeners)
     loop.set_exception_handler(session.defect)
     try:
         await session.run(control)
@@ -109,8 +118,16 @@ async def _serve(
         tun.close()
 
 
-class Session:
-    """The parts of a running engine."""
+def _make_session(
+    start: Start, tun: Tun, broker: Broker, listeners: list[socket.socket]
+) -> EngineSession:
+    if start.mode == "vpn":
+        return VpnSession(start, tun, broker)
+    return Session(start, tun, broker, listeners)
+
+
+class Session(EngineSession):
+    """The parts of an engine that relays flows."""
 
     def __init__(
         self, start: Start, tun: Tun, broker: Broker, listeners: list[socket.socket]
@@ -120,29 +137,40 @@ class Session:
         Raises:
             ConfigError: a rule file is missing or wrong, or the trace cannot be written.
         """
+        super().__init__(broker)
         self._start = start
         self._config = start.config
         self._tun = tun
-        self._broker = broker
         self._listeners = listeners
         self._began_at = time.monotonic()
-        self._defects: collections.Counter[str] = collections.Counter()
         cfg = self._config
-        self._rules = RuleTable.parse(config.rule_sources(cfg), config.rule_loader(cfg))
+        rules = rulefiles.read(cfg)
         self._pools = _make_pools(cfg)
         self.direct_resolver = DirectResolver(broker.make_socket, start.resolvers)
         self.direct = DirectUpstream(broker.make_socket, self.direct_resolver)
-        self.proxy = SshUpstream(
-            cfg.server[0],
+        self._engine: Engine | None = None
+        self.ssh = self._make_server(cfg.server[0], self._on_state)
+        self._tasks = TaskSet()
+        self.names = Names(
+            cfg,
+            self._pools,
+            ssh=self.ssh,
+            direct=self.direct,
+            direct_resolver=self.direct_resolver,
             make_socket=broker.make_socket,
-            ask=broker.ask,
-            resolve=self.direct_resolver.addresses,
-            on_state=self._on_state,
+            tasks=self._tasks,
         )
-        self.remote_resolver = RemoteResolver(self.proxy, ())
+        self.proxy = self.names.proxy
+        self._local = None if start.local is None else _packed(start.local)
+        self._steering = Steering(
+            start, rules, broker, self._tasks, self.proxy, self._make_server, self._local
+        )
+        self._far_names = FarNames(functools.partial(self.names.query, server=None, direct=False))
+        self._datagram_ways = DatagramWays(
+            candidates(cfg, self.ssh, self._far_names), self._datagram_way_changed
+        )
         self._driver: Driver | None = None
         self._relay: Relay | None = None
-        self._engine: Engine | None = None
         self._kernel: KernelStack | None = None
         self._control: ControlServer | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -157,20 +185,30 @@ class Session:
         Raises:
             ServerError: the first login failed.
         """
-        self._control = ControlServer(control, {"status": self._status})
+        self._control = ControlServer(
+            control,
+            {
+                "status": self._status,
+                "reload": self._steering.answer_reload,
+                "dns-query": self.names.answer_query,
+                "dns-list": self.names.answer_list,
+                "dns-flush": self.names.answer_flush,
+            },
+        )
         await self._control.start()
-        if not await self._until_ended(self.proxy.connect()):
+        if not await self._until_ended(self.ssh.connect()):
             return
-        if not self.proxy.resolver_addresses:
+        if not self.ssh.resolver_addresses:
             _log.warning(
                 "the resolver of the server's side is not known (its /etc/resolv.conf cannot be "
                 "read): set server.resolver, or only A and AAAA queries are answered"
             )
-        self.remote_resolver = RemoteResolver(self.proxy, self.proxy.resolver_addresses)
         self._build()
+        await self.names.connected(self.ssh.resolver_addresses)
         loop = asyncio.get_running_loop()
-        self._keeper = loop.create_task(self.proxy.run(), name="keep connected")
-        self._broker.connected(self._config.server[0].target, list(self.proxy.addresses))
+        self._keeper = loop.create_task(self.ssh.run(), name="keep connected")
+        self._tasks.spawn(self._datagram_ways.run(), "keep a way for datagrams")
+        self._broker.connected(self._config.server[0].target, list(self.ssh.addresses))
         await self._until_ended(self._driver_lost())
 
     async def close(self) -> None:
@@ -179,6 +217,9 @@ class Session:
             self._driver.stop()
         if self._trace is not None:
             self._trace.close()
+        await self._tasks.cancel()
+        self._datagram_ways.close()
+        await self._far_names.close()
         if self._relay is not None:
             await self._relay.close()
         if self._kernel is not None:
@@ -187,18 +228,11 @@ class Session:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
-        self.remote_resolver.close()
-        await self.proxy.close()
+        await self._steering.close()
+        await self.names.close()
+        await self.ssh.close()
         if self._control is not None:
             self._control.close()
-
-    def defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Take an exception that left a callback: count it, say it once, go on."""
-        error = context.get("exception")
-        kind = type(error).__name__
-        self._defects[kind] += 1
-        if self._defects[kind] == 1:
-            _log.error("defect in a callback: %s", context.get("message"), exc_info=error)
 
     async def _driver_lost(self) -> None:
         """Wait until the TUN is gone.
@@ -212,68 +246,96 @@ class Session:
         assert driver.loss is not None
         raise driver.loss
 
-    async def _until_ended(self, work: collections.abc.Coroutine[Any, Any, None]) -> bool:
-        """Do ``work``, unless the supervisor goes first; return whether it was done."""
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(work, name="work")
-        ended = loop.create_task(self._broker.ended.wait(), name="end")
-        try:
-            await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                return False
-            task.result()
-            return True
-        finally:
-            for each in (task, ended):
-                each.cancel()
-            await asyncio.gather(task, ended, return_exceptions=True)
-
     def _build(self) -> None:
         cfg = self._config
         mode = cfg.dns.mode or ("remote" if cfg.capture.include else "fake-ip")
-        known = [ipaddress.ip_address(text) for text in self.proxy.addresses]
-        nameserver = NameServer(
+        known = [ipaddress.ip_address(text) for text in self.ssh.addresses]
+        server_names = {name: known for name in self.ssh.names}
+        nameserver = NameServer.from_config(
+            cfg.dns,
             self._pools,
-            self._rules,
+            self._steering.table,
             mode="fake-ip" if mode == "fake-ip" else "remote",
-            real_names=cfg.dns.real,
-            server_names={name: known for name in self.proxy.names},
+            server_names=server_names,
         )
+        self.names.nameserver = nameserver
+        self.names.load()
         settings = Settings(
             mtu=self._start.tun.mtu,
             offload=self._tun.offload,
             capture_dns=mode != "off",
             direct_sources=_packed(self._start.direct),
-            local_sources=None if self._start.local is None else _packed(self._start.local),
+            sniff=cfg.rules.sniff,
+            server=cfg.server[0].name,
+            local_sources=self._local,
             secret=secrets.token_bytes(32),
         )
         loop = asyncio.get_running_loop()
         translator = _make_translator(cfg, self._listeners)
-        engine = Engine(settings, self._rules, self._pools, nameserver, translator)
+        engine = Engine(
+            settings,
+            self._steering.table,
+            self._pools,
+            nameserver,
+            translator,
+            self._steering.owners.facts,
+        )
         if translator is None:
             self._relay = Relay(engine, self)
             self._driver = Driver(self._tun, engine, self._relay, loop, self._trace)
         else:
             self._kernel = KernelStack(engine, self._listeners, loop)
-            self._relay = Relay(self._kernel, self)
+            self._relay = Relay(engine, self, self._kernel)
             self._driver = Driver(self._tun, engine, self._kernel, loop, self._trace)
             self._kernel.relay = self._relay
             self._kernel.wake = self._driver.wake
+            if self._trace is not None:
+                places = [_place(listener) for listener in self._listeners]
+                self._trace.inside = Inside(places, translator.nat.contains)
             self._kernel.start()
         self._engine = engine
         self._relay.wake = self._driver.wake
+        self._relay.find_fact = self._steering.find
+        self._relay.find_server = self._steering.servers.find
+        self._steering.begin(engine, server_names)
         self._driver.start()
+
+    def _make_server(
+        self, server: config.Server, on_state: Callable[[LinkState], None] = lambda state: None
+    ) -> SshPool:
+        return SshPool(
+            server,
+            make_socket=self._broker.make_socket,
+            ask=self._broker.ask,
+            resolve=self.direct_resolver.addresses,
+            on_state=on_state,
+            is_captured=self._engine is not None,
+        )
 
     def _on_state(self, state: LinkState) -> None:
         _log.info("ssh: %s", state.value)
+        if state is LinkState.UP:
+            if self._engine is not None:
+                self._tasks.spawn(self.names.look_around(), "look at the far resolver")
+            self._datagram_ways.try_again()
+
+    @property
+    def datagrams(self) -> DatagramWay | None:
+        """The way of datagrams through the server, if there is one."""
+        return self._datagram_ways.way
+
+    def _datagram_way_changed(self) -> None:
+        if self._relay is not None:
+            self._relay.datagrams.way_changed()
 
     def _status(self, request: dict[str, object]) -> Status:
-        engine, proxy = self._engine, self.proxy
-        counters: collections.Counter[str] = collections.Counter()
+        engine, proxy = self._engine, self.ssh
+        counters = collections.Counter(self.defects())
         if engine is not None:
             counters.update(engine.counters)
-        for kind, count in self._defects.items():
-            counters[f"defect_{kind}"] = count
+        counters.update(self.names.counters())
+        counters.update(self._datagram_ways.counters())
+        counters.update({f"ssh_{name}": count for name, count in proxy.counters.items()})
         return Status(
             version=__version__,
             pid=os.getpid(),
@@ -284,8 +346,10 @@ class Session:
             server=self._config.server[0].target,
             state=proxy.state.value,
             cipher=proxy.cipher,
+            path=proxy.connection_path,
             uptime_s=round(time.monotonic() - self._began_at, 3),
             reconnects=proxy.reconnects,
+            connections=proxy.connections,
             flows=len(engine.table) if engine else 0,
             flows_total=engine.flows_total if engine else 0,
             refused=dict(engine.refused) if engine else {},
@@ -293,7 +357,10 @@ class Session:
             bytes_down=engine.bytes_down if engine else 0,
             dns_queries=engine.dns.queries if engine else 0,
             counters={name: count for name, count in counters.items() if count},
-            rss_bytes=_rss_bytes(),
+            rss_bytes=rss_bytes(),
+            rules=self._steering.hits(),
+            udp=self._datagram_ways.name,
+            udp_reason=self._datagram_ways.reason,
         )
 
 
@@ -314,15 +381,11 @@ def _make_pools(cfg: config.Config) -> FakePools:
 def _make_translator(cfg: config.Config, listeners: list[socket.socket]) -> Translator | None:
     if not listeners:
         return None
-    places = {}
-    for listener in listeners:
-        address, port = listener.getsockname()[:2]
-        packed = ipaddress.ip_address(address).packed
-        places[len(packed)] = Place(packed, port)
+    places = {len(place.address): place for place in map(_place, listeners)}
     nat = NatTable(nat_network(cfg.dns.fake_ip_range), nat_network(cfg.dns.fake_ip_range6))
     return Translator(nat, places)
 
 
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * _PAGE
+def _place(listener: socket.socket) -> Place:
+    address, port = listener.getsockname()[:2]
+    return Place(ipaddress.ip_address(address).packed, port)

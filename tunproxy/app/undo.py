@@ -7,6 +7,7 @@ Traffic goes its ordinary way after the second step; what comes then is tidying.
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import logging
 from typing import TYPE_CHECKING
 
@@ -51,12 +52,16 @@ def undo(plan: CapturePlan, table: nftables.OwnedTable | None = None) -> Report:
     report.attempt(lambda: remove_trap(plan.slot))
     for sysctl in plan.sysctls:
         report.attempt(lambda sysctl=sysctl: _restore(sysctl.path, sysctl.before))  # type: ignore[misc]
-    undo_cgroups(plan, report)
+    tidy(plan, report)
     return report
 
 
-def undo_cgroups(plan: CapturePlan, report: Report) -> None:
-    """The part of :func:`undo` that can be done again once our own processes have ended."""
+def tidy(plan: CapturePlan, report: Report) -> None:
+    """The part of :func:`undo` for what is done before anything is captured.
+
+    It can be done again once our own processes have ended.
+    """
+    report.attempt(lambda: _remove_addresses(plan))
     if plan.run_cgroup is not None:
         path = plan.run_cgroup
         report.attempt(lambda: remove_run_cgroup(path))
@@ -110,6 +115,17 @@ def _remove_tables(slot: int, table: nftables.OwnedTable | None) -> str:
         return remove_nft_tables(slot)
     table.close()
     return f"nftables tables called {table.name}"
+
+
+def _remove_addresses(plan: CapturePlan) -> str:
+    """A device that stays, because it is somebody's, shall not keep ours."""
+    if not plan.given:
+        return ""
+    with Netlink() as netlink:
+        left = netlink.addresses(plan.tun).intersection(plan.given)
+        for text in sorted(left):
+            netlink.remove_address(plan.tun, ipaddress.ip_interface(text))
+    return f"addresses {', '.join(sorted(left))} of {plan.tun}" if left else ""
 
 
 def _restore(path: str, before: str) -> str:

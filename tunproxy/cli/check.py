@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tunproxy.config import Config, Overrides, load, overlay
+from tunproxy.config import Config, Overrides, Vpn, load, overlay
 
 from .options import check_rules
 
@@ -38,6 +38,8 @@ def _summary(config: Config) -> Iterator[tuple[str, str]]:
     dns = config.dns
     ranges = "" if dns.mode in ("remote", "off") else f" {dns.fake_ip_range} {dns.fake_ip_range6}"
     yield "dns", f"{dns.mode or 'automatic'}{ranges}"
+    if config.vpn != Vpn():
+        yield "vpn", "; ".join(_vpn(config.vpn))
 
 
 def _capture(config: Config) -> Iterator[str]:
@@ -51,3 +53,19 @@ def _capture(config: Config) -> Iterator[str]:
         yield "gateway"
     if capture.kill_switch:
         yield "kill switch"
+
+
+def _vpn(vpn: Vpn) -> Iterator[str]:
+    yield "Ethernet frames" if vpn.tap else "IP packets"
+    for title, values in (
+        ("local", vpn.local),
+        ("peer", vpn.peer),
+        ("to", vpn.route),
+        ("dns", vpn.dns),
+    ):
+        if values:
+            yield f"{title} {', '.join(map(str, values))}"
+    if vpn.mtu is not None:
+        yield f"mtu {vpn.mtu}"
+    if vpn.remote_setup:
+        yield "remote setup"

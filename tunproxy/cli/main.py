@@ -22,13 +22,18 @@ from tunproxy.errors import TunproxyError
 from .bypass import bypass
 from .check import check
 from .demo import demo
+from .dns import dns
 from .down import down
 from .options import Session
 from .recover import recover
+from .reload import reload
+from .rules import rules
 from .run import run
 from .serve import serve
 from .status import status
+from .tun import tun
 from .up import up
+from .vpn import vpn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +51,22 @@ def cli() -> None:
     """Send this machine's traffic, or one program's, through an ordinary SSH account."""
 
 
-for _command in (up, run, bypass, serve, down, recover, check, status, demo):
+for _command in (
+    up,
+    run,
+    bypass,
+    vpn,
+    serve,
+    down,
+    recover,
+    reload,
+    rules,
+    check,
+    status,
+    dns,
+    tun,
+    demo,
+):
     cli.add_command(_command)
 
 

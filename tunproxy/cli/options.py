@@ -1,30 +1,33 @@
-"""What several commands share: the options of ``up`` and ``run``, and ``-- COMMAND``."""
+"""What several commands share: options that make a config, and ``-- COMMAND``."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import ipaddress
-from typing import TYPE_CHECKING, Any, get_args
+import pathlib
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, get_args
 
 import click
 
 from tunproxy.config import (
     Config,
     DnsMode,
+    Origin,
     Overrides,
     Stack,
+    UdpVia,
+    Vpn,
     load,
     overlay,
-    rule_loader,
-    rule_sources,
 )
 from tunproxy.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunproxy.config import Network
+_VPN: Final = "vpn_"
+"""Begins the names of the parameters that make up :class:`tunproxy.config.Vpn`."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -32,6 +35,8 @@ class Session:
     """What :func:`tunproxy.cli.main.main` learns from the command that ran."""
 
     verbosity: int = 0
+    origin: Origin | None = None
+    """Where the config of the command comes from."""
 
 
 class CommandAfterDashes(click.Command):
@@ -72,9 +77,66 @@ def verbosity_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
+_Decorator: TypeAlias = "Callable[[Callable[..., Any]], Callable[..., Any]]"
+
+
 def capture_options(function: Callable[..., int]) -> Callable[..., int]:
     """Add SERVER and the options of ``up``; they arrive as ``config`` and ``verbosity``."""
-    decorate: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+    return _configured(
+        function,
+        *_server_options(),
+        click.option("--rules", metavar="FILE", help="Rule list instead of the config's."),
+        repeatable("--include", "CIDR", ipaddress.ip_network, "Capture only this network"),
+        repeatable("--exclude", "CIDR", ipaddress.ip_network, "Never capture this network"),
+        click.option("--tun", metavar="NAME", help="Name of the TUN device."),
+        click.option("--mtu", type=click.IntRange(1280, 65535), metavar="N", help="Its MTU."),
+        click.option("--stack", type=click.Choice(get_args(Stack)), help="Who terminates TCP."),
+        click.option("--pcap", metavar="FILE", help="Write the captured packets to this file."),
+        click.option("--pcap-filter", metavar="HOST:PORT", help="Only this host, port or both."),
+        click.option("--dns", type=click.Choice(get_args(DnsMode)), help="How names are answered."),
+        click.option("--udp", type=click.Choice(get_args(UdpVia)), help="How datagrams leave."),
+        *_system_options(),
+    )
+
+
+def vpn_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Add SERVER and the options of ``vpn``; they arrive as ``config`` and ``verbosity``."""
+    return _configured(
+        function,
+        *_server_options(),
+        click.option("--tap", f"{_VPN}tap", is_flag=True, help="Ethernet frames, on a TAP device."),
+        click.option("--tun", metavar="NAME", help="Name of the TUN or TAP device."),
+        click.option(
+            "--mtu", f"{_VPN}mtu", type=click.IntRange(576, 65535), metavar="N", help="Its MTU."
+        ),
+        repeatable(
+            "--local", "ADDR/LEN", ipaddress.ip_interface, "Our address on the link", prefix=_VPN
+        ),
+        repeatable(
+            "--peer", "ADDR", ipaddress.ip_address, "The server's address on it", prefix=_VPN
+        ),
+        repeatable("--route", "CIDR", route, "A network behind it, or default", prefix=_VPN),
+        repeatable("--dns", "ADDR", ipaddress.ip_address, "A resolver behind it", prefix=_VPN),
+        click.option(
+            "--remote-setup",
+            f"{_VPN}remote_setup",
+            is_flag=True,
+            help="Configure the server's end.",
+        ),
+        click.option(
+            "--remote-tun",
+            f"{_VPN}remote_tun",
+            type=click.IntRange(0, 0x7FFFFFFE),
+            metavar="N",
+            help="Number of the server's device.",
+        ),
+        *_system_options(),
+    )
+
+
+def _server_options() -> list[_Decorator]:
+    """What ssh(1) is told, and where the config is."""
+    return [
         click.argument("server", required=False),
         click.option("-c", "config_file", metavar="FILE", help="Read this config."),
         click.option("-p", "port", type=click.IntRange(1, 65535), metavar="PORT", help="SSH port."),
@@ -84,27 +146,38 @@ def capture_options(function: Callable[..., int]) -> Callable[..., int]:
         ),
         click.option("-J", "jump", metavar="JUMP", help="SSH jump hosts, separated by commas."),
         click.option("--known-hosts", metavar="FILE", help="SSH known_hosts file."),
-        click.option("--rules", metavar="FILE", help="Rule list instead of the config's."),
-        _network_option("--include", "Capture only this network (repeatable)."),
-        _network_option("--exclude", "Never capture this network (repeatable)."),
-        click.option("--tun", metavar="NAME", help="Name of the TUN device."),
-        click.option("--mtu", type=click.IntRange(1280, 65535), metavar="N", help="Its MTU."),
-        click.option("--stack", type=click.Choice(get_args(Stack)), help="Who terminates TCP."),
-        click.option("--pcap", metavar="FILE", help="Write the captured packets to this file."),
-        click.option("--pcap-filter", metavar="HOST:PORT", help="Only this host, port or both."),
-        click.option("--dns", type=click.Choice(get_args(DnsMode)), help="How names are answered."),
+    ]
+
+
+def _system_options() -> list[_Decorator]:
+    return [
         click.option("--kill-switch", is_flag=True, help="No way around us, even if we die."),
         click.option("--gateway", is_flag=True, help="Capture what other hosts send through us."),
         verbosity_option,
     ]
 
+
+def _configured(function: Callable[..., int], *options: _Decorator) -> Callable[..., int]:
+    """Add ``options``, and make the config of what they say and the file says.
+
+    Those called ``vpn_NAME`` are of :class:`tunproxy.config.Vpn`.
+    """
+
     @functools.wraps(function)
     def wrapper(
         *, server: str | None, config_file: str | None, verbosity: int, **given: Any
     ) -> int:
+        link = {name: given.pop(name) for name in list(given) if name.startswith(_VPN)}
         names = {field for field in Overrides.__struct_fields__ if field in given}
-        overrides = Overrides(target=server, **{name: given.pop(name) for name in names})
+        overrides = Overrides(
+            target=server,
+            vpn=Vpn(**{name.removeprefix(_VPN): value for name, value in link.items()}),
+            **{name: given.pop(name) for name in names},
+        )
         config = overlay(load(config_file) if config_file else Config(), overrides)
+        path = str(pathlib.Path(config_file).absolute()) if config_file else None
+        session = click.get_current_context().ensure_object(Session)
+        session.origin = Origin(file=path, overrides=overrides)
         if not config.server:
             raise ConfigError(
                 "no server: name one as ssh does ([user@]host), or give a config that has"
@@ -112,21 +185,42 @@ def capture_options(function: Callable[..., int]) -> Callable[..., int]:
             )
         return function(config=config, verbosity=verbosity, **given)
 
-    return functools.reduce(lambda inner, add: add(inner), reversed(decorate), wrapper)
+    made: Callable[..., int] = wrapper
+    for add in reversed(options):
+        made = add(made)
+    return made
 
 
-def _network_option(name: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(name, metavar="CIDR", multiple=True, callback=_networks, help=text)
+def repeatable(
+    name: str, metavar: str, parse: Callable[[str], object], text: str, *, prefix: str = ""
+) -> _Decorator:
+    """An option that may be repeated, each value of which ``parse`` takes or finds wrong."""
+
+    def parse_all(
+        ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
+    ) -> tuple[object, ...]:
+        try:
+            return tuple(map(parse, values))
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.", ctx, param) from None
+
+    return click.option(
+        name,
+        prefix + name.lstrip("-"),
+        metavar=metavar,
+        multiple=True,
+        callback=parse_all,
+        help=f"{text} (repeatable).",
+    )
 
 
-def _networks(
-    ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
-) -> tuple[Network, ...]:
-    """Parse networks of either family; an address is a network of one."""
-    try:
-        return tuple(map(ipaddress.ip_network, values))
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.", ctx, param) from None
+def route(text: str) -> str:
+    return text if text == "default" else str(ipaddress.ip_network(text))
+
+
+def current_origin() -> Origin | None:
+    """Where the config of the command that runs comes from."""
+    return click.get_current_context().ensure_object(Session).origin
 
 
 def check_rules(config: Config) -> int:
@@ -135,7 +229,6 @@ def check_rules(config: Config) -> int:
     Raises:
         ConfigError: naming the file, the line and what is wrong.
     """
-    from tunproxy.flow.rules import RuleTable
+    from tunproxy.app import rulefiles
 
-    table = RuleTable.parse(rule_sources(config), rule_loader(config))
-    return len(table.decisions)
+    return len(rulefiles.read(config).table.decisions)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import CommandAfterDashes, capture_options, check_rules
+from .options import CommandAfterDashes, capture_options, check_rules, current_origin
 
 if TYPE_CHECKING:
     from tunproxy.config import Config
@@ -22,4 +22,4 @@ def run(config: Config, verbosity: int, argv: list[str]) -> int:
     check_rules(config)
     from tunproxy.app.supervisor import Run, supervise
 
-    return supervise(config, Run(argv), verbosity=verbosity)
+    return supervise(config, Run(argv), verbosity=verbosity, origin=current_origin())

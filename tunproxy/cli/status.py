@@ -12,7 +12,10 @@ from tunproxy.errors import TunproxyError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tunproxy.app.control import Status
+    from tunproxy.app.control import Direction, HubStatus, LinkStatus, RuleHits, Status
+
+MAX_RULES = 5
+"""That are shown; --json has more."""
 
 
 @click.command()
@@ -42,28 +45,83 @@ def status(as_json: bool) -> int:
     if failures:
         raise TunproxyError("; ".join(failures))
     if not answers and not as_json:
-        raise TunproxyError("nothing runs here; start it with tunproxy up or tunproxy run")
+        raise TunproxyError("nothing runs here; start it with tunproxy up, run or vpn")
     return 0 if answers else 1
 
 
 def describe(status: Status) -> Iterator[str]:
     """Yield the lines that show one instance to a person."""
-    link = [f"link {status.state}", f"running for {duration(status.uptime_s)}"]
+    running = f"running for {duration(status.uptime_s)}"
+    link = [running] if status.hub is not None else [f"link {status.state}", running]
     if status.cipher is not None:
         link.append(status.cipher)
+    if status.path is not None and status.path.startswith("stock"):
+        link.append(status.path)
+    if status.connections > 1:
+        link.append(f"{status.connections} connections")
     if status.reconnects:
         link.append(f"reconnected {status.reconnects} times")
-    yield f"{status.tun}: {status.server}, {', '.join(link)}"
+    where = f"hub on {status.server}" if status.hub is not None else status.server
+    yield f"{status.tun}: {where}, {', '.join(link)}"
     offload = "with offload" if status.offload else "without offload"
     yield f"  engine   pid {status.pid}, {octets(status.rss_bytes)} of memory"
-    yield f"  capture  {status.mode}, {status.stack} stack {offload}"
-    yield f"  flows    {status.flows} open, {status.flows_total} in all"
-    yield f"  traffic  {octets(status.bytes_up)} up, {octets(status.bytes_down)} down"
-    yield f"  dns      {status.dns_queries} queries"
+    if status.mode == "vpn":
+        yield f"  capture  vpn {offload}"
+        yield from _describe_link(status.link)
+    elif status.hub is not None:
+        yield from _describe_hub(status.hub, offload)
+    else:
+        yield f"  capture  {status.mode}, {status.stack} stack {offload}"
+        yield f"  flows    {status.flows} open, {status.flows_total} in all"
+        yield f"  traffic  {octets(status.bytes_up)} up, {octets(status.bytes_down)} down"
+        yield f"  dns      {status.dns_queries} queries"
+        reason = f" ({status.udp_reason})" if status.udp_reason else ""
+        yield f"  udp      {status.udp}{reason}"
     for title, counts in (("refused", status.refused), ("counters", status.counters)):
-        seen = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count)
-        if seen:
+        if seen := _counts(counts):
             yield f"  {title:<8} {seen}"
+    yield from _describe_rules(status.rules)
+
+
+def _describe_rules(rules: list[RuleHits]) -> Iterator[str]:
+    """The rules that have decided most often, and how often."""
+    most = sorted(rules, key=lambda rule: -rule.hits)[:MAX_RULES]
+    width = max((len(str(rule.hits)) for rule in most), default=0)
+    for rule in most:
+        yield f"  rule     {rule.hits:>{width}} times {rule.rule} ({rule.place})"
+
+
+def _describe_link(link: LinkStatus | None) -> Iterator[str]:
+    """The addresses, and a table of the two ways."""
+    if link is None:
+        return
+    big = ", super-segments" if link.big else ""
+    yield f"  link     {', '.join(link.local) or 'no address'}, mtu {link.mtu}{big}"
+    yield from _describe_ways(link.up, link.down)
+
+
+def _describe_hub(hub: HubStatus, offload: str) -> Iterator[str]:
+    """The addresses, what has crossed the device, and each client."""
+    kept = ", clients kept apart" if hub.isolate else ""
+    yield f"  hub      {hub.kind} {offload}, {', '.join(hub.local)}, mtu {hub.mtu}{kept}"
+    yield from _describe_ways(hub.up, hub.down)
+    for client in hub.clients:
+        yield f"  client   {', '.join(client.addresses)}: {client.key}"
+        for line in _describe_ways(client.up, client.down):
+            yield f"  {line}"
+    yield f"  clients  {len(hub.clients)}"
+
+
+def _describe_ways(up: Direction, down: Direction) -> Iterator[str]:
+    rows = [("up", up), ("down", down)]
+    width = max(len(str(way.packets)) for _, way in rows)
+    for title, way in rows:
+        drops = f", dropped: {seen}" if (seen := _counts(way.drops)) else ""
+        yield f"  {title:<8} {way.packets:>{width}} packets, {octets(way.octets)}{drops}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count)
 
 
 def duration(seconds: float) -> str:

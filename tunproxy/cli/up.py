@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import capture_options, check_rules
+from .options import capture_options, check_rules, current_origin
 
 if TYPE_CHECKING:
     from tunproxy.config import Config
@@ -23,4 +23,4 @@ def up(config: Config, verbosity: int) -> int:
     check_rules(config)
     from tunproxy.app.supervisor import Up, supervise
 
-    return supervise(config, Up(), verbosity=verbosity)
+    return supervise(config, Up(), verbosity=verbosity, origin=current_origin())

@@ -1,12 +1,18 @@
 """DNS over UDP and TCP on the TUN: queries in, answers out, and those that others have to give.
 
-What a query is answered is :class:`NameServer`'s business; here it is only carried. A forwarded
-query waits under a number of ours until :meth:`DnsService.response`; there are at most
-:data:`MAX_PENDING` of them, and :data:`MAX_PER_STREAM` of one TCP connection.
+Read RFC 7766 (DNS over TCP) before editing. What a query is answered is :class:`NameServer`'s
+business; here it is only carried. A forwarded query waits under a number of ours until
+:meth:`DnsService.response`; there are at most :data:`MAX_PENDING` of them, and
+:data:`MAX_PER_STREAM` of one TCP connection. Where the name server has an answer of its own in the
+end, the client gets that after a while, and the number waits on: a late response is knowledge.
+
+A TCP connection that asks nothing for :data:`IDLE_S` seconds is ended (RFC 7766 section 6.2.3), and
+reset after as many more if its peer takes no notice.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ..errors import WireError
@@ -17,6 +23,7 @@ from .rules import Action
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Iterator
 
     from ..wire.ip import Buffer
     from .nameserver import NameServer
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 PORT = 53
 MAX_PENDING = 1024
 MAX_PER_STREAM = 64
+IDLE_S = 30.0
+"""As the name servers of the field have it; a stub resolver is done within seconds."""
 
 
 class Asker(NamedTuple):
@@ -42,11 +51,13 @@ class StreamAnswer(NamedTuple):
         flow: its id.
         data: framed answers.
         end: nothing more will follow.
+        reset: reset it, whatever else there may be.
     """
 
     flow: int
     data: bytes
     end: bool
+    reset: bool = False
 
 
 class DatagramAnswer(NamedTuple):
@@ -62,47 +73,75 @@ Answer: TypeAlias = StreamAnswer | DatagramAnswer
 class _Stream:
     """One TCP connection to the name server."""
 
-    __slots__ = ("buffer", "ended", "outstanding")
+    __slots__ = ("buffer", "ended", "is_over", "outstanding")
 
     def __init__(self) -> None:
         self.buffer = bytearray()
         self.outstanding = 0
         self.ended = False
+        """The peer will ask nothing more."""
+        self.is_over = False
+        """We have ended it for its silence."""
+
+
+class _Pending(NamedTuple):
+    """A query that somebody else answers."""
+
+    back: Asker | int | None
+    """Who asked, by datagram or on a flow; ``None``: nobody waits for it."""
+    forward: Forward
 
 
 class DnsService:
-    """Carries queries to ``nameserver``. Drops are counted in ``counters`` by reason."""
+    """Carries queries to ``nameserver``. Drops are counted in ``counters`` by reason.
+
+    ``now`` is in seconds, on a clock that does not go back.
+    """
 
     def __init__(self, nameserver: NameServer, counters: Counter[str]) -> None:
-        self._nameserver = nameserver
+        self.nameserver = nameserver
         self._counters = counters
-        self._pending: dict[int, tuple[Asker | int, Forward]] = {}
+        self._pending: dict[int, _Pending] = {}
         self._streams: dict[int, _Stream] = {}
+        self._patience = _Deadlines()
+        self._idle = _Deadlines()
         self._last_id = 0
         self.queries = 0
         """Messages that had a header of a query."""
 
     def remembered_name(self, packed: bytes) -> str | None:
         """The name for which a resolver has given this real address, if it is known."""
-        return self._nameserver.remembered_name(packed)
+        return self.nameserver.remembered_name(packed)
 
-    def datagram(self, asker: Asker, message: Buffer) -> DatagramAnswer | ForwardQuery | None:
-        """Take a query that came by UDP; ``None`` where it is dropped."""
-        result = self._ask(message, stream=False)
-        if isinstance(result, Reply):
-            return DatagramAnswer(asker, result.message)
-        return self._forward(asker, result) if result is not None else None
+    # --- datagrams ------------------------------------------------------------------------------
 
-    def open_stream(self, flow: int) -> None:
+    def datagram(
+        self, asker: Asker, message: Buffer, now: float
+    ) -> tuple[DatagramAnswer | None, ForwardQuery | None]:
+        """Take a query that came by UDP; return what can be answered, and what is to be forwarded.
+
+        Both may be due, and neither where it is dropped.
+        """
+        result = self._ask(message, now, stream=False)
+        if result is None:
+            return None, None
+        answer, forward = self._begin(asker, result, now)
+        return (None if answer is None else DatagramAnswer(asker, answer)), forward
+
+    # --- streams --------------------------------------------------------------------------------
+
+    def open_stream(self, flow: int, now: float) -> None:
         """A TCP connection to the name server has begun."""
         self._streams[flow] = _Stream()
+        self._idle.add(flow, now, IDLE_S)
 
     def close_stream(self, flow: int) -> None:
         """It is gone; answers for it will find nobody."""
         self._streams.pop(flow, None)
+        self._idle.discard(flow)
 
     def stream_data(
-        self, flow: int, chunks: list[Buffer], end: bool
+        self, flow: int, chunks: list[Buffer], end: bool, now: float
     ) -> tuple[StreamAnswer, list[ForwardQuery]] | None:
         """Take what has arrived on a TCP connection.
 
@@ -111,53 +150,157 @@ class DnsService:
             asks too much at a time, and is to be reset.
         """
         stream = self._streams[flow]
+        stream.ended = stream.ended or end
+        if stream.is_over:
+            if chunks:
+                self._counters["dns_stream_over"] += 1
+            return StreamAnswer(flow, b"", end=False), []
         for chunk in chunks:
             stream.buffer += chunk
         out = bytearray()
         forwards: list[ForwardQuery] = []
-        for message in dns.unframe(stream.buffer):
-            result = self._ask(message, stream=True)
-            if isinstance(result, Reply):
-                out += dns.frame(result.message)
-            elif result is not None:
-                forward = self._forward(flow, result)
-                if forward is not None:
-                    stream.outstanding += 1
-                    forwards.append(forward)
+        messages = dns.unframe(stream.buffer)
+        for message in messages:
+            result = self._ask(message, now, stream=True)
+            if result is None:
+                continue
+            answer, forward = self._begin(flow, result, now)
+            if answer is not None:
+                out += dns.frame(answer)
+            if forward is not None:
+                forwards.append(forward)
+                # A query that is answered already is not waited for.
+                stream.outstanding += answer is None
             if stream.outstanding > MAX_PER_STREAM:
                 self._counters["dns_stream_overrun"] += 1
-                # Nobody is asked these, so nobody would ever answer them.
-                for forward in forwards:
-                    del self._pending[forward.query]
+                self._cancel(forwards)
                 return None
-        stream.ended = stream.ended or end
+        if messages:
+            self._touch(flow, stream, now)
         return StreamAnswer(flow, bytes(out), stream.ended and not stream.outstanding), forwards
 
-    def response(self, query: int, message: bytes | None) -> Answer | None:
+    # --- answers of others ----------------------------------------------------------------------
+
+    def response(self, query: int, message: bytes | None, now: float) -> Answer | None:
         """Take a resolver's answer, or ``None`` for its failure, to a :class:`ForwardQuery`."""
         back, forward = self._pending.pop(query)
-        if isinstance(back, Asker):
-            return DatagramAnswer(back, self._nameserver.finish(forward, message, stream=False))
-        stream = self._streams.get(back)
-        if stream is None:
+        self._patience.discard(query)
+        if back is None:
+            self.nameserver.learn(forward, message, now)
             return None
-        stream.outstanding -= 1
-        answer = self._nameserver.finish(forward, message, stream=True)
-        return StreamAnswer(back, dns.frame(answer), stream.ended and not stream.outstanding)
+        is_stream = not isinstance(back, Asker)
+        answer = self.nameserver.finish(forward, message, now, stream=is_stream)
+        return self._answer(back, answer, now)
 
-    def _ask(self, message: Buffer, *, stream: bool) -> Reply | Forward | None:
+    # --- the clock ------------------------------------------------------------------------------
+
+    def poll_at(self) -> float | None:
+        """When to call :meth:`handle_timeout`, in seconds; ``None``: nothing is waited for."""
+        patience, idle = self._patience.poll_at(), self._idle.poll_at()
+        return idle if patience is None or (idle is not None and idle < patience) else patience
+
+    def handle_timeout(self, now: float) -> Iterator[Answer]:
+        """Yield the answers whose time has come."""
+        while (query := self._patience.next_due(now)) is not None:
+            back, forward = self._pending[query]
+            self._pending[query] = _Pending(None, forward)
+            assert back is not None
+            is_stream = not isinstance(back, Asker)
+            answer = self._answer(
+                back, self.nameserver.give_up(forward, now, stream=is_stream), now
+            )
+            if answer is not None:
+                yield answer
+        while (flow := self._idle.next_due(now)) is not None:
+            stream = self._streams[flow]
+            if stream.is_over:
+                self._counters["dns_stream_idle"] += 1
+                yield StreamAnswer(flow, b"", end=False, reset=True)
+                continue
+            stream.is_over = True
+            self._idle.add(flow, now, IDLE_S)
+            yield StreamAnswer(flow, b"", end=True)
+
+    # --- carrying -------------------------------------------------------------------------------
+
+    def _ask(self, message: Buffer, now: float, *, stream: bool) -> Reply | Forward | None:
         try:
-            result = self._nameserver.handle_query(bytes(message), stream=stream)
+            result = self.nameserver.handle_query(bytes(message), now, stream=stream)
         except WireError as error:
             self._counters[error.reason] += 1
             return None
         self.queries += 1
         return result
 
-    def _forward(self, back: Asker | int, forward: Forward) -> ForwardQuery | None:
+    def _begin(
+        self, back: Asker | int, result: Reply | Forward, now: float
+    ) -> tuple[bytes | None, ForwardQuery | None]:
+        """Return the answer that is due at once, and what is to be forwarded."""
+        if isinstance(result, Reply):
+            if result.refresh is None or len(self._pending) >= MAX_PENDING:
+                return result.message, None
+            return result.message, self._forward(None, result.refresh, now)
         if len(self._pending) >= MAX_PENDING:
             self._counters["dns_pending_full"] += 1
-            return None
+            is_stream = not isinstance(back, Asker)
+            return self.nameserver.overloaded(result, stream=is_stream), None
+        return None, self._forward(back, result, now)
+
+    def _forward(self, back: Asker | int | None, forward: Forward, now: float) -> ForwardQuery:
         self._last_id += 1
-        self._pending[self._last_id] = (back, forward)
-        return ForwardQuery(self._last_id, forward.message, forward.via is Action.DIRECT)
+        self._pending[self._last_id] = _Pending(back, forward)
+        if back is not None and forward.patience_s is not None:
+            self._patience.add(self._last_id, now, forward.patience_s)
+        is_direct = forward.via is Action.DIRECT
+        return ForwardQuery(self._last_id, forward.message, is_direct, forward.server)
+
+    def _cancel(self, forwards: list[ForwardQuery]) -> None:
+        """Forget queries that nobody is asked, so that nobody would ever answer them."""
+        for forward in forwards:
+            del self._pending[forward.query]
+            self._patience.discard(forward.query)
+
+    def _answer(self, back: Asker | int, message: bytes, now: float) -> Answer | None:
+        if isinstance(back, Asker):
+            return DatagramAnswer(back, message)
+        stream = self._streams.get(back)
+        if stream is None:
+            return None
+        stream.outstanding -= 1
+        self._touch(back, stream, now)
+        return StreamAnswer(back, dns.frame(message), stream.ended and not stream.outstanding)
+
+    def _touch(self, flow: int, stream: _Stream, now: float) -> None:
+        """A stream is idle from now on, unless it waits for something."""
+        if stream.outstanding:
+            self._idle.discard(flow)
+        else:
+            self._idle.add(flow, now, IDLE_S)
+
+
+class _Deadlines:
+    """Numbers and when they are due; those that wait for the same time are due in their order."""
+
+    def __init__(self) -> None:
+        self._queues: dict[float, OrderedDict[int, float]] = {}
+
+    def add(self, number: int, now: float, after_s: float) -> None:
+        """Let ``number`` be due ``after_s`` seconds from now, and at no other time."""
+        self.discard(number)
+        self._queues.setdefault(after_s, OrderedDict())[number] = now + after_s
+
+    def discard(self, number: int) -> None:
+        for queue in self._queues.values():
+            queue.pop(number, None)
+
+    def poll_at(self) -> float | None:
+        """When the first is due."""
+        firsts = (next(iter(queue.values())) for queue in self._queues.values() if queue)
+        return min(firsts, default=None)
+
+    def next_due(self, now: float) -> int | None:
+        """A number that is due, and waits no longer."""
+        for queue in self._queues.values():
+            if queue and next(iter(queue.values())) <= now:
+                return queue.popitem(last=False)[0]
+        return None

@@ -1,7 +1,8 @@
 """What the engine asks of the application.
 
 An event says all that its handler needs: data and the end of the stream come together, so that
-nobody has to look at the state of a flow to understand an event about it.
+nobody has to look at the state of a flow to understand an event about it. The two that come for
+every packet are not frozen: that would make them take four times as long.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from ..wire.ip import Buffer
     from .rules import Decision
 
-Network: TypeAlias = Literal["tcp", "udp"]
+Network: TypeAlias = Literal["tcp", "udp", "icmp"]
 
 
 @dataclass(frozen=True, slots=True)
 class FlowOpened:
-    """An initiator wants to reach a target: open it, then accept() or refuse()."""
+    """An initiator wants to reach a target: open it, then accept() or refuse().
+
+    For datagrams that go PROXY this is a source, and the target the first of many: each datagram
+    says where it goes, whoever answers is heard, and there is nothing to accept.
+    """
 
     flow: int
     """The flow's id, never used twice."""
@@ -32,7 +39,7 @@ class FlowOpened:
     """PROXY or DIRECT; what is rejected never gets here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DataReceived:
     """In-order octets from the initiator, which it will not send again."""
 
@@ -43,11 +50,32 @@ class DataReceived:
     """The initiator has sent its FIN behind them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class DatagramReceived:
     """One datagram from the initiator of a UDP flow."""
 
     flow: int
+    host: str
+    """Where it goes: a name, or an address where it was asked for by address."""
+    port: int
+    payload: Buffer
+    """Valid until the next packet is handed to the engine."""
+    whole: bool
+    """It must not be fragmented on its way: the initiator asks for it, or looks for the MTU."""
+
+
+@dataclass(frozen=True, slots=True)
+class EchoRequested:
+    """An initiator has sent an ICMP echo request, to be answered by echo_reply() if the target
+    answers."""
+
+    echo: int
+    """Its number, never used twice."""
+    host: str
+    """As in :class:`DatagramReceived`."""
+    version: int
+    """Of IP."""
+    hop_limit: int
     payload: Buffer
     """Valid until the next packet is handed to the engine."""
 
@@ -69,15 +97,38 @@ class FlowClosed:
 
 
 @dataclass(frozen=True, slots=True)
+class FactWanted:
+    """A rule asks something about an initiator that takes time to find out.
+
+    The packet waits; fact_found() lets it go on, whether or not there is an answer.
+    """
+
+    number: int
+    """Never used twice."""
+    question: Hashable
+    """As whoever is asked for facts has put it (:class:`~.facts.NotYetKnown`)."""
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardQuery:
     """Ask a resolver, and give its answer, or ``None``, to answer_query()."""
 
     query: int
     message: bytes
     direct: bool
-    """Ask the machine's own resolver, not the one on the server's side."""
+    """Ask from this machine, its own resolver unless another is named; else from the server's
+    side."""
+    server: str | None = None
+    """Whom to ask, as a ``[[dns.rule]]`` of the config says it."""
 
 
 Event: TypeAlias = (
-    FlowOpened | DataReceived | DatagramReceived | FlowWritable | FlowClosed | ForwardQuery
+    FlowOpened
+    | DataReceived
+    | DatagramReceived
+    | EchoRequested
+    | FlowWritable
+    | FlowClosed
+    | FactWanted
+    | ForwardQuery
 )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -53,6 +53,10 @@ class FakePool:
         self._by_name: dict[str, _Entry] = {}
         self._by_packed: dict[bytes, _Entry] = {}
         self._idle: OrderedDict[str, _Entry] = OrderedDict()  # not pinned, least recent first
+        self.changes = 0
+        """How often a name has been given an address: who keeps a copy knows when it is old."""
+        self.on_assigned: Callable[[str, Address], None] | None = None
+        """Called when a name is given an address by :meth:`assign` that it did not have."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -64,12 +68,16 @@ class FakePool:
             self._touch(entry)
             return entry.address
         if len(self._by_name) < self._capacity:
-            return self._insert(name, self._next_fresh()).address
-        if not self._idle:
+            entry = self._insert(name, self._next_fresh())
+        elif self._idle:
+            _, oldest = self._idle.popitem(last=False)
+            del self._by_name[oldest.name]
+            entry = self._insert(name, oldest.address)
+        else:
             return None
-        _, oldest = self._idle.popitem(last=False)
-        del self._by_name[oldest.name]
-        return self._insert(name, oldest.address).address
+        if self.on_assigned is not None:
+            self.on_assigned(name, entry.address)
+        return entry.address
 
     def name_of(self, address: Address) -> str | None:
         """Return the name that holds ``address``; this does not count as use."""
@@ -134,6 +142,7 @@ class FakePool:
             self._idle.move_to_end(entry.name)
 
     def _insert(self, name: str, address: Address) -> _Entry:
+        self.changes += 1
         entry = _Entry(name, address)
         self._by_name[name] = self._by_packed[address.packed] = self._idle[name] = entry
         return entry
@@ -200,6 +209,15 @@ class FakePools:
     def unpin(self, address: Address) -> None:
         """Undo one :meth:`pin`; KeyError when it is not pinned."""
         self._pool(address).unpin(address)
+
+    @property
+    def changes(self) -> int:
+        """How often a name has been given an address."""
+        return self.v4.changes + self.v6.changes
+
+    def watch(self, on_assigned: Callable[[str, Address], None] | None) -> None:
+        """Have it called whenever a name is given another address; ``None``: nobody."""
+        self.v4.on_assigned = self.v6.on_assigned = on_assigned
 
     def export(self) -> list[tuple[str, str]]:
         """Return all names with their addresses, each family the least recently used first."""

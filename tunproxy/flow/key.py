@@ -8,11 +8,18 @@ hash. TCP and UDP have tables of their own, so that the protocol need not be par
 from __future__ import annotations
 
 import ipaddress
-from typing import NamedTuple, NewType, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, NewType, TypeAlias
+
+if TYPE_CHECKING:
+    from ..wire.ip import Buffer
 
 FlowKey = NewType("FlowKey", bytes)
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+_ADDRESS_LEN = {6: 4, 12: 4, 18: 16, 36: 16}
+"""By the length of the key."""
 
 
 class Endpoints(NamedTuple):
@@ -24,9 +31,16 @@ class Endpoints(NamedTuple):
     dst_port: int
 
 
+def source_key(packet_src: bytes, ports: Buffer) -> FlowKey:
+    """The key of all that one source sends to whomever; ``ports`` begins with its port."""
+    return FlowKey(packet_src + bytes(ports[:2]))
+
+
 def split(key: FlowKey) -> Endpoints:
-    """Take a key apart; addresses stay as on the wire."""
-    size = 4 if len(key) == 12 else 16
+    """Take a key apart; addresses stay as on the wire. That of a source has no destination."""
+    size = _ADDRESS_LEN[len(key)]
+    if len(key) == size + 2:
+        return Endpoints(key[:size], int.from_bytes(key[size:], "big"), b"", 0)
     ports = 2 * size
     return Endpoints(
         key[:size],

@@ -18,6 +18,7 @@ import enum
 import math
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from ..wire import seq as seqno
 from ..wire import tcp
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ TRANSITORY_IDLE_S = 240.0
 than 4 minutes)."""
 CLOSED_S = 60.0
 """After a reset, or both FINs without a socket: the kernel's own TIME-WAIT."""
+
+_UNACKNOWLEDGED = 1 << 16
+"""Octets that the kernel may have taken without having said so: a super-segment."""
 
 _FIRST_PORT = 1024
 _PORTS = 65536 - _FIRST_PORT
@@ -62,19 +66,25 @@ class Mapping:
         expires_at: when it is freed if nothing more passes, in seconds; infinite with a socket.
     """
 
-    __slots__ = ("_fins", "_is_reset", "_stage", "expires_at", "flow", "place")
+    __slots__ = ("_fins", "_is_reset", "_next", "_stage", "expires_at", "flow", "place")
 
     def __init__(self, place: Place, flow: Flow, now: float) -> None:
         self.place = place
         self.flow = flow
         self.expires_at = now + TRANSITORY_IDLE_S
         self._stage = _Stage.OPENING
+        self._next: int | None = None
         self._fins = [False, False]
         self._is_reset = False
 
-    def track(self, flags: int, now: float, *, uplink: bool) -> None:
-        """A segment with ``flags`` has passed: to the kernel's socket (``uplink``) or from it."""
-        if flags & tcp.RST:
+    def track(self, segment: tcp.Segment, now: float, *, uplink: bool) -> None:
+        """``segment`` has passed: to the kernel's socket (``uplink``) or from it."""
+        flags = segment.flags
+        if uplink and flags & tcp.SYN and self._next is None:
+            self._next = seqno.wrap(segment.seq + 1)
+        elif not uplink and flags & tcp.ACK:
+            self._next = segment.ack
+        if flags & tcp.RST and not self._is_idle(segment, uplink=uplink):
             self._is_reset = True
         if flags & tcp.FIN:
             self._fins[uplink] = True
@@ -99,6 +109,19 @@ class Mapping:
     def is_over(self) -> bool:
         """Whether no data will pass any more; the socket may still have some to be read."""
         return self._is_reset or all(self._fins)
+
+    def _is_idle(self, reset: tcp.Segment, *, uplink: bool) -> bool:
+        """Whether a reset ends nothing.
+
+        From the initiator it may be a blind attempt (RFC 5961 3.2): its number has to be what the
+        kernel expects, as far as we know. From the kernel it may be, in a handshake, its answer to
+        a wrong ACK, after which it still waits for the right one (RFC 9293 3.10.7.4, fifth); unless
+        it has an ACK itself, and answers the SYN.
+        """
+        if uplink:
+            known = 1 if self.is_opening else _UNACKNOWLEDGED
+            return self._next is None or seqno.wrap(reset.seq - self._next) >= known
+        return self.is_opening and not reset.flags & tcp.ACK
 
     def _touch(self, now: float) -> None:
         if self._stage is not _Stage.OPEN:

@@ -26,12 +26,12 @@ class Refuser:
         self._out = out
         self._counters = counters
         self._offload = offload
-        self._limit = Limiter(ERRORS_PER_S, ERRORS_PER_S)
+        self._limit = Limiter(ERRORS_PER_S, ERRORS_PER_S, counters, "errors_limited")
 
-    def refuse(self, packet: Packet, refusal: Refusal, now: float) -> None:
-        """Tell the sender of a first packet why there will be no flow."""
+    def refuse(self, packet: Packet, refusal: Refusal, now: float, by: bytes | None = None) -> None:
+        """Tell the sender of a packet why it goes nowhere; ``by``: as :meth:`unreachable`."""
         if refusal is not Refusal.REFUSED:
-            self.unreachable(_ICMP_OF.get(refusal, icmp.Unreachable.HOST), packet, now)
+            self.unreachable(_ICMP_OF.get(refusal, icmp.Unreachable.HOST), packet, now, by)
         elif packet.protocol == ip.TCP:
             self.reset(packet, tcp.parse(packet, trusted=True), now)
         else:
@@ -40,18 +40,43 @@ class Refuser:
     def reset(self, packet: Packet, segment: tcp.Segment, now: float) -> None:
         """Answer ``segment``, which is no reset and belongs to no flow."""
         if not self._limit.allow(now):
-            self._counters["errors_limited"] += 1
             return
         rst = tcp.reset_for(segment)
         self._out.append(
             tcp.emit(packet.dst, packet.src, rst, gso_size=0xFFFF, partial=self._offload)
         )
 
-    def unreachable(self, reason: icmp.Unreachable, packet: Packet, now: float) -> None:
-        """Send an ICMP error about ``packet``."""
+    def unreachable(
+        self, reason: icmp.Unreachable, packet: Packet, now: float, by: bytes | None = None
+    ) -> None:
+        """Send an ICMP error about ``packet``, as if from the router ``by``, if given."""
+        if self._may_answer(packet, now):
+            self._out.append(icmp.unreachable(reason, packet.view, by))
+
+    def too_big(self, mtu: int, packet: Packet, now: float) -> None:
+        """Say that ``packet`` is longer than the ``mtu`` octets that its way takes."""
+        if self._may_answer(packet, now):
+            self._out.append(icmp.too_big(mtu, packet.view))
+
+    def hop_limit_exceeded(self, by: bytes | None, packet: Packet, now: float) -> None:
+        """Say that ``packet`` has come no farther than to the router ``by``."""
+        if self._may_answer(packet, now):
+            self._out.append(icmp.hop_limit_exceeded(packet.view, by))
+
+    def unknown_protocol(self, packet: Packet, now: float) -> None:
+        """Answer a packet whose protocol nobody speaks (RFC 1122 3.2.2.1, RFC 8200 4)."""
+        is_nothing = packet.version == 6 and packet.protocol == ip.NO_NEXT_HEADER
+        if not is_nothing and self._may_answer(packet, now):
+            self._out.append(icmp.unknown_protocol(packet))
+
+    def header_problem(self, problem: ip.HeaderProblem, now: float) -> None:
+        """Answer a packet that has a header which cannot be taken."""
+        packet = problem.packet
+        if self._may_answer(packet, now):
+            self._out.append(icmp.parameter_problem(problem.code, problem.pointer, packet.view))
+
+    def _may_answer(self, packet: Packet, now: float) -> bool:
         if not icmp.may_answer_with_error(packet):
             self._counters["errors_withheld"] += 1
-        elif self._limit.allow(now):
-            self._out.append(icmp.unreachable(reason, packet.view))
-        else:
-            self._counters["errors_limited"] += 1
+            return False
+        return self._limit.allow(now)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..errors import WireError
-from ..wire import ip, offload, rewrite, tcp
+from ..wire import icmp, ip, offload, rewrite, tcp
 from ..wire.rewrite import Ends
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Translator:
         """``packet`` of a flow as the listener is to see it; ``lead`` is its virtio_net_hdr."""
         ends = Ends(*mapping.place, *self._listeners[len(packet.src)])
         rewrite.tcp(packet, ends, partial=bool(lead[0] & offload.F_NEEDS_CSUM))
-        mapping.track(segment.flags, now, uplink=True)
+        mapping.track(segment, now, uplink=True)
         return [lead, packet.view]
 
     def is_downlink(self, packet: Packet) -> bool:
@@ -59,18 +58,22 @@ class Translator:
         source = packet.src + bytes(packet.payload[:2])
         return source == self._sources.get(len(packet.src)) and self.nat.contains(packet.dst)
 
-    def downlink(self, packet: Packet, lead: Buffer, now: float) -> tuple[Mapping, list[Buffer]]:
-        """A packet of the listener as the initiator is to see it.
-
-        Raises:
-            WireError: it is malformed, or ``nat_unknown``: the flow it was for is gone.
-        """
-        segment = tcp.parse(packet, trusted=True)
-        mapping = self.nat.find(packet.dst, segment.dst_port)
-        if mapping is None:
-            raise WireError("nat_unknown")
+    def downlink(
+        self, mapping: Mapping, packet: Packet, segment: tcp.Segment, lead: Buffer, now: float
+    ) -> list[Buffer]:
+        """A packet of the listener as the initiator is to see it."""
         flow = mapping.flow
         ends = Ends(flow.dst, flow.dst_port, flow.src, flow.src_port)
         rewrite.tcp(packet, ends, partial=bool(lead[0] & offload.F_NEEDS_CSUM))
-        mapping.track(segment.flags, now, uplink=False)
-        return mapping, [lead, packet.view]
+        mapping.track(segment, now, uplink=False)
+        return [lead, packet.view]
+
+    def too_big(self, mapping: Mapping, packet: Packet, quoted: Packet) -> list[Buffer]:
+        """An ICMP error about a packet of the listener, which it quotes as the initiator was to
+        see it, as the listener's kernel is to see it: about the packet that it has sent.
+
+        The kernel looks itself whether such a packet is on its way, or the error is a forgery.
+        """
+        ends = Ends(*self._listeners[len(packet.src)], *mapping.place)
+        icmp.readdress(packet, quoted, ends)
+        return [offload.NONE, packet.view]

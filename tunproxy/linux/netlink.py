@@ -36,6 +36,7 @@ _AF: dict[int, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 # linux/fib_rules.h, linux/if_addr.h
 _FIB_RULE_INVERT = 0x2
 _IFA_F_NODAD = 0x2
+_RTNH_F_ONLINK = 0x4  # linux/rtnetlink.h
 
 _MAIN = 254
 _WORST_METRIC = 0xFFFFFFFF
@@ -76,6 +77,8 @@ class Route:
     device: str | None = None
     source: str | None = None
     """The source address of what has none yet."""
+    gateway: str | None = None
+    """The router on the device that leads there, whether or not it is of a network there."""
     last_resort: bool = False
     """Only where every other route to the same destination is gone."""
 
@@ -85,10 +88,13 @@ def ipv6_enabled() -> bool:
     return all(read_sysctl(f"ipv6/conf/{name}/disable_ipv6") == "0" for name in ("all", "default"))
 
 
-def configure_link(name: str, *, mtu: int, addresses: Sequence[Interface]) -> None:
-    """Give the TUN device its MTU (octets) and ``addresses``, make it lenient, bring it up.
+def configure_link(
+    name: str, *, mtu: int, addresses: Sequence[Interface], tap: bool = False
+) -> None:
+    """Give the device its MTU (octets) and ``addresses``, make it lenient, bring it up.
 
-    Its queue gets room for :data:`QUEUE_LEN` packets.
+    Its queue gets room for :data:`QUEUE_LEN` packets. A TUN has no other IPv6 addresses than those;
+    a TAP, which has neighbours, has one of its link as well.
 
     Lenient: replies arrive on it for addresses of other interfaces (reverse path filter: loose),
     and for 127.0.0.1, from which stub resolvers are asked (route_localnet). Both are settings of
@@ -101,8 +107,10 @@ def configure_link(name: str, *, mtu: int, addresses: Sequence[Interface]) -> No
     write_sysctl(f"ipv4/conf/{name}/rp_filter", "2")
     write_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
     if ipv6:
-        # Without these the kernel sends router and neighbour solicitations into the TUN.
-        write_sysctl(f"ipv6/conf/{name}/addr_gen_mode", "1")
+        # Without these the kernel sends router and neighbour solicitations into the TUN, and takes
+        # whoever answers on a TAP for the way out of this machine.
+        if not tap:
+            write_sysctl(f"ipv6/conf/{name}/addr_gen_mode", "1")
         write_sysctl(f"ipv6/conf/{name}/accept_ra", "0")
     with Netlink() as netlink:
         netlink.configure_link(
@@ -184,6 +192,40 @@ class Netlink:
                 )
             self._ipr.link("set", index=index, state="up")
 
+    def addresses(self, name: str) -> set[str]:
+        """The addresses of a device, with their prefix lengths; none where it does not exist."""
+        indexes = self._ipr.link_lookup(ifname=name)
+        with _errors(f"list the addresses of {name}"):
+            messages = list(self._ipr.get_addr(index=indexes[0])) if indexes else []
+        return {
+            f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}"
+            f"/{message['prefixlen']}"
+            for message in messages
+        }
+
+    def remove_address(self, name: str, address: Interface) -> None:
+        """Take ``address`` from a device."""
+        with _errors(f"remove {address} from {name}"):
+            self._ipr.addr(
+                "del",
+                index=self._index(name),
+                family=_AF[address.version],
+                address=str(address.ip),
+                prefixlen=address.network.prefixlen,
+            )
+
+    def way_to(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str | None:
+        """How packets to ``address`` leave, in the words of ip-route(8); ``None``: they do not."""
+        from pyroute2.netlink.exceptions import NetlinkError
+
+        try:
+            messages = self._ipr.route("get", family=_AF[address.version], dst=str(address))
+        except NetlinkError:
+            return None
+        index, gateway = (messages[0].get_attr(name) for name in ("RTA_OIF", "RTA_GATEWAY"))
+        via = f"via {gateway} " if gateway else ""
+        return f"{via}dev {self._name(index)}"
+
     def delete_link(self, name: str) -> None:
         """Delete a device."""
         with _errors(f"delete {name}"):
@@ -260,6 +302,8 @@ class Netlink:
         }
         if route.source is not None:
             attributes["prefsrc"] = route.source
+        if route.gateway is not None:
+            attributes |= {"gateway": route.gateway, "flags": _RTNH_F_ONLINK}
         if route.last_resort:
             attributes["priority"] = _WORST_METRIC
         with _errors(f"add the route to {network}"):

@@ -50,7 +50,7 @@ def set_link(link: str, servers: Sequence[str]) -> None:
     _resolvectl("domain", link, "~.")
     _resolvectl("default-route", link, "true")
     _resolvectl("dns", link, *servers)
-    _resolvectl("flush-caches")
+    flush_caches()
 
 
 def revert_link(link: str) -> None:
@@ -63,7 +63,16 @@ def revert_link(link: str) -> None:
         if link in sysctl_devices(4):
             _resolvectl("revert", link)
     finally:
-        _resolvectl("flush-caches")
+        flush_caches()
+
+
+def flush_caches() -> None:
+    """Have it forget what it was told, on all links; everybody may ask for that.
+
+    Raises:
+        MachineError: it refuses.
+    """
+    _resolvectl("flush-caches")
 
 
 def system_resolvers() -> list[str]:

@@ -19,7 +19,9 @@ from .tun import Tun
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_TUNSETPERSIST: Final = 0x400454CB  # include/uapi/linux/if_tun.h
+# include/uapi/linux/if_tun.h
+_TUNSETPERSIST: Final = 0x400454CB
+_TUNSETOWNER: Final = 0x400454CC
 _MTU: Final = 1500
 
 
@@ -33,6 +35,8 @@ def create(name: str, addresses: Sequence[Interface]) -> None:
         # While it is open it has a carrier, without which addresses stay unusable.
         configure_link(name, mtu=_MTU, addresses=addresses)
         try:
+            # Without an owner it is everybody's, to attach to and to remove.
+            fcntl.ioctl(tun.fileno(), _TUNSETOWNER, 0)
             fcntl.ioctl(tun.fileno(), _TUNSETPERSIST, 1)
         except OSError as error:
             raise MachineError(f"cannot keep the device {name} ({error.strerror})") from error

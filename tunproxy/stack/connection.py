@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .congestion import Controller
     from .limiter import Limiter
 
+DELAYED_ACK_S = 0.04
+"""RFC 1122 4.2.3.2 allows 0.5 seconds; Linux begins with 40 ms."""
 SYN_ACK_RETRIES = 5
 
 
@@ -45,8 +47,10 @@ class Connection:
     __slots__ = (
         "_ack_at",
         "_ack_now",
+        "_answers",
         "_challenges",
         "_full",
+        "_heard_at",
         "_keepalive_due",
         "_last_ack_sent",
         "_liveness",
@@ -117,6 +121,10 @@ class Connection:
         self._stray: Segment | None = None
         self._ack_now = False
         self._ack_at: float | None = None
+        self._heard_at = float("-inf")
+        """When text came last."""
+        self._answers = False
+        """What the peer says is answered so soon that the answer can carry the acknowledgment."""
         self._unacked = 0
         self._full = False
         self._liveness = Liveness(keepalive_s) if keepalive_s is not None else None
@@ -210,6 +218,8 @@ class Connection:
         sender = self.sender
         flags = ACK
         payload = sender.queue.peek(span.seq, span.length) if span.length else []
+        if now - self._heard_at < DELAYED_ACK_S:
+            self._answers = True
         if span.fin:
             flags |= FIN
             if self.state is State.ESTABLISHED:
@@ -276,6 +286,7 @@ class Connection:
         if self._ack_at is not None and self._ack_at <= now:
             self._ack_at = None
             self._ack_now = True
+            self._answers = False
         sender = self.sender
         at = sender.poll_at()
         if at is not None and at <= now:

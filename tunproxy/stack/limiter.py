@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections import Counter
+
 
 class Limiter:
-    """Allows ``rate`` events a second in the long run and ``burst`` at once."""
+    """Allows ``rate`` events a second in the long run and ``burst`` at once.
 
-    __slots__ = ("_burst", "_last", "_rate", "_tokens")
+    What it does not allow is counted in ``counters`` as ``reason``.
+    """
 
-    def __init__(self, rate: float, burst: float) -> None:
+    __slots__ = ("_burst", "_counters", "_last", "_rate", "_reason", "_tokens")
+
+    def __init__(
+        self, rate: float, burst: float, counters: Counter[str] | None = None, reason: str = ""
+    ) -> None:
         self._rate = rate
         self._burst = burst
         self._tokens = burst
         self._last: float | None = None
+        self._counters = counters
+        self._reason = reason
 
     def allow(self, now: float) -> bool:
         """Whether one more event may happen at ``now`` (seconds, not decreasing)."""
@@ -20,9 +32,15 @@ class Limiter:
             self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
         self._last = now
         if self._tokens < 1:
+            self.deny()
             return False
         self._tokens -= 1
         return True
+
+    def deny(self) -> None:
+        """Count an event that is not to happen, whoever says so."""
+        if self._counters is not None:
+            self._counters[self._reason] += 1
 
 
 _OWN_RATE = 2.0
@@ -44,4 +62,7 @@ class Challenges:
         """Whether one more may be sent at ``now`` (seconds)."""
         if self._own is None:
             self._own = Limiter(_OWN_RATE, _OWN_BURST)
-        return self._own.allow(now) and self._shared.allow(now)
+        if self._own.allow(now):
+            return self._shared.allow(now)
+        self._shared.deny()
+        return False

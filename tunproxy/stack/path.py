@@ -15,6 +15,10 @@ MIN_PATH_MSS6 = 1220
 """RFC 8201 4: every IPv6 link takes 1280."""
 TIMESTAMPS_LEN = 12
 
+_PLATEAUS = (32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296)
+_MIN_MTU4 = 68
+_MIN_MTU6 = 1280
+
 _HEADERS4 = 20 + 20
 _HEADERS6 = 40 + 20
 _MOST_HEADERS = 40 + 20 + 40
@@ -43,8 +47,29 @@ class Path(NamedTuple):
             return mss
         return max(mss, (0xFFFF - _MOST_HEADERS) // mss * mss)
 
+    def mtu_below(self, mtu: int, dropped: int, mss: int) -> int | None:
+        """The MTU of a path on which a router has dropped a packet.
+
+        Args:
+            mtu: what the router says; zero, of an old one that does not know (RFC 1191 5).
+            dropped: octets of the packet, as the router quotes it.
+            mss: payload octets of the longest packet that was sent, options included.
+
+        Returns:
+            Octets; ``None`` where the router cannot be right (RFC 8201 4).
+        """
+        if self.ipv6:
+            return mtu if mtu >= _MIN_MTU6 else None
+        # Some of those routers have added the header's length twice (RFC 1191 5).
+        return mtu or plateau_below(min(dropped, mss + _HEADERS4))
+
     def mss_of(self, mtu: int) -> int:
         """The MSS for packets of ``mtu`` octets, but no less than any path must take."""
         if self.ipv6:
             return max(mtu - _HEADERS6, MIN_PATH_MSS6)
         return max(mtu - _HEADERS4, MIN_PATH_MSS4)
+
+
+def plateau_below(length: int) -> int:
+    """The most common MTU that is less than ``length`` octets (RFC 1191 7.1)."""
+    return next((plateau for plateau in _PLATEAUS if plateau < length), _MIN_MTU4)

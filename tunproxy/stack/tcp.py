@@ -38,8 +38,8 @@ from typing import TYPE_CHECKING
 
 from ..wire import seq as seqno
 from ..wire.tcp import ACK, FIN, PSH, RST, SYN
-from .connection import SYN_ACK_RETRIES, Connection
-from .path import MIN_MSS, Path
+from .connection import DELAYED_ACK_S, SYN_ACK_RETRIES, Connection
+from .path import MIN_MSS, TIMESTAMPS_LEN, Path
 from .states import FIN_SENT, MAY_RECEIVE, MAY_SEND, Signal, State
 from .timers import LOST_SYN_RTO_S
 from .timewait import TIME_WAIT_S, TimeWait, next_iss
@@ -60,8 +60,6 @@ __all__ = [
     "Signal",
 ]
 
-DELAYED_ACK_S = 0.04
-"""RFC 1122 4.2.3.2 allows 0.5 seconds; Linux begins with 40 ms."""
 SEND_QUEUE_HIGH = 512 << 10
 """Octets queued towards the application from which on the upstream is to pause."""
 SEND_QUEUE_LOW = 128 << 10
@@ -132,19 +130,21 @@ class Endpoint(Connection):
         sender = self.sender
         return sender.snd_una <= seqno.unwrap(seq, sender.snd_una) < sender.snd_nxt
 
-    def path_mtu(self, mtu: int, now: float) -> bool:
+    def path_mtu(self, mtu: int, now: float, *, dropped: int = 0) -> bool:
         """A router has dropped a segment of ours because only packets of ``mtu`` octets pass.
 
         What is sent from now on fits, what was too long is sent again; after ten minutes it is
-        tried anew. The caller has asked :meth:`is_outstanding`. Zero, of an old router, says
-        nothing here.
+        tried anew. The caller has asked :meth:`is_outstanding`. Zero is what an old router says:
+        then ``dropped``, the octets of the packet that it quotes, is all there is to know.
 
         Returns:
             Whether that is less than what was sent.
         """
-        if self.state in (State.LISTEN, State.CLOSED, State.TIME_WAIT) or not mtu:
+        if self.state in (State.LISTEN, State.CLOSED, State.TIME_WAIT):
             return False
-        mss = self._mss_within(self.path.mss_of(mtu))
+        options_len = TIMESTAMPS_LEN if self.timestamps else 0
+        known = self.path.mtu_below(mtu, dropped, self.sender.mss + options_len)
+        mss = self._mss_within(self.path.mss_of(known)) if known is not None else self.sender.mss
         if mss >= self.sender.mss:
             return False
         self.sender.limit_mss(mss, self.path.max_payload(mss))
@@ -355,13 +355,15 @@ class Endpoint(Connection):
 
     def _schedule_ack(self, segment: Segment, seq: int, now: float) -> None:
         """RFC 9293 3.8.6.3 and RFC 5681 4.2: at once what fills a gap, lies behind one, ends a
-        burst, or is two full segments; the rest within a moment."""
+        burst that nobody is going to answer, or is two full segments; the rest within a moment,
+        by the answer if there is one."""
         receiver = self.receiver
         self._unacked += segment.length
+        self._heard_at = now
         if (
             receiver.wants_sack
             or seq + segment.length != receiver.rcv_nxt
-            or segment.flags & PSH
+            or (segment.flags & PSH and not self._answers)
             or self._unacked >= 2 * self.sender.mss
         ):
             self._ack_now = True

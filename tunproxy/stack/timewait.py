@@ -176,7 +176,9 @@ class TimeWait:
 
     def _challenge(self, now: float) -> None:
         at = self._challenged_at
-        if (at is None or now - at >= _CHALLENGE_INTERVAL_S) and self._challenges.allow(now):
+        if at is not None and now - at < _CHALLENGE_INTERVAL_S:
+            self._challenges.deny()
+        elif self._challenges.allow(now):
             self._challenged_at = now
             self._ack_due = True
 
@@ -245,6 +247,6 @@ class TimeWait:
         """Nothing is."""
         return False
 
-    def path_mtu(self, mtu: int, now: float) -> bool:
+    def path_mtu(self, mtu: int, now: float, *, dropped: int = 0) -> bool:
         """Nothing changes."""
         return False

@@ -1,7 +1,7 @@
 """The way out that is no proxy: sockets of this machine that carry our mark.
 
 DIRECT flows leave here. The mark keeps them off the TUN; names are resolved as the machine would
-(:class:`~tunproxy.upstream.resolver.DirectResolver`), because the application is not proxied.
+(:mod:`tunproxy.upstream.resolver_direct`), because the application is not proxied.
 """
 
 from __future__ import annotations

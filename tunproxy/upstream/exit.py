@@ -1,7 +1,8 @@
 """An exit of our own: an SSH server that does nothing but open TCP connections for who has a key.
 
 Read RFC 4254 section 7.2 (direct-tcpip) before editing. No shell, no command, no file transfer, no
-agent, no X11, no forwarding towards the client: what is not ``direct-tcpip`` is refused.
+agent, no X11, no forwarding towards the client: what is not ``direct-tcpip`` is refused; except for
+tunnels, where there is a hub that they lead to (``ssh_hub``).
 
 It is a little more truthful than OpenSSH: an origin's reset closes the channel without EOF, so that
 the client can tell it from an end. A failure carries the reason code and the system's words.
@@ -25,6 +26,8 @@ import asyncssh
 
 from ..errors import ConfigError, MachineError
 from . import dial
+from .ssh_fast import quicken
+from .ssh_hub import Member
 from .ssh_relay import Hold, Origin, Relay
 from .ssh_stream import MAX_PACKET_BYTES, WINDOW_BYTES
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .permit import Permit
+    from .ssh_hub import Hub
+    from .vpn_terms import Kind
 
 DEFAULT_LISTEN = ("127.0.0.1", 2222)
 """Loopback, so that a server becomes reachable from elsewhere only by a word of its owner;
@@ -66,16 +71,22 @@ class ExitServer:
         host_keys: Sequence[str],
         authorized_keys: str,
         permit: Permit | None = None,
+        hub: Hub | None = None,
+        sock: socket.socket | None = None,
     ) -> None:
         """``listen`` is an address and a port (0: any free one); all interfaces have to be asked
         for with 0.0.0.0 or ``::``. ``host_keys`` are private key files, ``authorized_keys`` is a
-        file as sshd(8) has it. Without ``permit`` every target may be opened."""
+        file as sshd(8) has it. Without ``permit`` every target may be opened; without ``hub``
+        no tunnel. With ``sock``, which listens already, ``listen`` is not looked at; it is ours
+        from then on."""
         self.counters: Counter[str] = Counter()
         """Connections and channels refused, by reason."""
         self._listen = listen
         self._host_keys = tuple(host_keys)
         self._authorized_keys = authorized_keys
         self._permit = permit
+        self.hub = hub
+        self._sock = sock
         self._acceptor: asyncssh.SSHAcceptor | None = None
         self._connections: set[_Connection] = set()
         self._resolvers = concurrent.futures.ThreadPoolExecutor(RESOLVER_THREADS, "exit-resolver")
@@ -97,8 +108,9 @@ class ExitServer:
             raise ConfigError("no address to listen on: write 0.0.0.0 or :: for all interfaces")
         try:
             self._acceptor = await asyncssh.listen(
-                host,
-                port,
+                host if self._sock is None else "",
+                port if self._sock is None else 0,
+                sock=self._sock,
                 config=None,
                 server_factory=lambda: _Connection(self),
                 server_host_keys=list(self._host_keys),
@@ -209,6 +221,7 @@ class _Connection(asyncssh.SSHServer):
         self._channels = 0
         self._keys_refused = 0
         self._congested = False
+        self._member: Member | None = None
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self.ssh = conn
@@ -219,12 +232,16 @@ class _Connection(asyncssh.SSHServer):
         # not read would fill, and stay in our memory.
         conn.pause_writing = self._pause_origins  # type: ignore[method-assign]
         conn.resume_writing = self._resume_origins  # type: ignore[method-assign]
+        if self._exit.hub is not None:
+            self._member = Member(conn, self._exit.hub, self._exit.counters)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._exit.forget(self)
 
     def auth_completed(self) -> None:
         self.authenticated = True
+        # asyncssh is in the middle of receiving.
+        asyncio.get_running_loop().call_soon(self._quicken)
 
     def begin_auth(self, username: str) -> bool:
         return True
@@ -255,6 +272,23 @@ class _Connection(asyncssh.SSHServer):
         self._channels += 1
         channel = self.ssh.create_tcp_channel(window=WINDOW_BYTES, max_pktsize=MAX_PACKET_BYTES)
         return channel, self._open(dest_host, dest_port)
+
+    def tun_requested(self, unit: int | None) -> Any:
+        return self._open_tunnel("tun")
+
+    def tap_requested(self, unit: int | None) -> Any:
+        return self._open_tunnel("tap")
+
+    def _quicken(self) -> None:
+        if not self.ssh.is_closed():
+            quicken(self.ssh)
+
+    def _open_tunnel(self, kind: Kind) -> Any:
+        if self._member is None:
+            raise asyncssh.ChannelOpenError(
+                asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "This server has no hub"
+            )
+        return self._member.open(kind)
 
     def _origin_ended(self, origin: Origin) -> None:
         self._channels -= 1
@@ -301,6 +335,8 @@ class _Connection(asyncssh.SSHServer):
         self._congested = False
         for origin in tuple(self._origins):
             origin.release(Hold.CONNECTION)
+        if self._member is not None:
+            self._member.resume()
 
 
 def generate_key(path: pathlib.Path) -> None:

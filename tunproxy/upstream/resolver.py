@@ -1,28 +1,25 @@
-"""Asking DNS: the resolver on the server's side through the upstream, and the machine's own.
+"""Asking a resolver over a connection that is kept: the one on the server's side, and others.
 
-Read RFC 7766 (DNS over TCP) before editing :class:`RemoteResolver`, RFC 5452 (forged answers)
-before :class:`DirectResolver`. Both take a message and give the reply with the caller's own id; an
-answer that never came is ``None``, and counted.
+Read RFC 7766 (DNS over TCP) before editing. A message goes in and the reply comes out with the
+caller's own id; an answer that never came is ``None``, and counted.
+
+Queries are pipelined over one connection to the best of the resolver's addresses. A silent one, or
+one that cannot be reached, makes the next address the best. What the connection is made of is not
+said here: a stream that an upstream opens, with TLS around it or not, and on it messages after
+their lengths (:class:`TcpConnection`), or HTTP (:mod:`.resolver_https`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
-import socket
 import struct
-import time
-from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Any
-
-import dnslib
+from collections import Counter
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import OpenFailed
-from . import dial
 from .base import Stream, StreamHandler, Upstream
-from .hosts import HostsFile, is_literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,21 +29,11 @@ DNS_PORT = 53
 TCP_TIMEOUT_S = 5.0
 """For one try over TCP: as long as the stub resolvers of applications wait (resolv.conf(5))."""
 
-UDP_TIMEOUT_S = 2.0
-"""For one try over UDP; the second try still fits into an application's patience."""
-
-UDP_TRIES = 2
-"""For each server."""
-
 IDLE_CLOSE_S = 10.0
 """RFC 7766 section 6.2.3: an idle connection is kept for some seconds."""
 
 MAX_OUTSTANDING = 512
 """Queries under way at once; a machine that asks more is flooding."""
-
-MAX_CACHED_NAMES = 1024
-MAX_CACHE_TTL_S = 300
-"""Names of DIRECT flows: a browser opens six connections to each."""
 
 _HEADER = struct.Struct("!HHHHHH")
 _TRUNCATED = 0x0200
@@ -55,21 +42,63 @@ _RESPONSE = 0x8000
 log = logging.getLogger(__name__)
 
 
+class Connection(Protocol):
+    """A connection to a resolver."""
+
+    heard_at: float
+    """When something has arrived last, on the loop's clock."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether :meth:`ask` may be called."""
+
+    async def open(self, upstream: Upstream, address: str, port: int) -> None:
+        """Connect.
+
+        Raises:
+            OpenFailed: it cannot be reached.
+        """
+
+    async def ask(self, message: bytes) -> bytes:
+        """The reply to ``message``, which is a query, with its id.
+
+        Raises:
+            ConnectionResetError: the connection ended first, or took it for nonsense.
+        """
+
+    def close(self) -> None:
+        """End it; whoever asks is told."""
+
+
 class RemoteResolver:
-    """DNS over TCP through an upstream: one connection, pipelined, replies in any order."""
+    """One resolver behind an upstream: one connection, pipelined, replies in any order."""
 
     def __init__(
-        self, upstream: Upstream, addresses: Sequence[str], *, port: int = DNS_PORT
+        self,
+        upstream: Upstream,
+        addresses: Sequence[str],
+        *,
+        port: int = DNS_PORT,
+        connection: Callable[[Counter[str]], Connection] | None = None,
     ) -> None:
-        """``addresses`` are the resolver's, as the far side reaches it, best first."""
+        """``addresses`` are the resolver's, or its name, as the far side reaches it, best first.
+
+        ``connection`` makes one that counts oddities in its argument; default: TCP.
+        """
         self.counters: Counter[str] = Counter()
+        self._make_connection = connection or TcpConnection
         self._upstream = upstream
         self._addresses = tuple(addresses)
         self._port = port
         self._preferred = 0
-        self._connection: _TcpConnection | None = None
+        self._connection: Connection | None = None
         self._opening = asyncio.Lock()
         self._outstanding = 0
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anybody to ask."""
+        return bool(self._addresses)
 
     async def query(self, message: bytes) -> bytes | None:
         """The reply to ``message``, or ``None`` when no resolver gave one."""
@@ -112,12 +141,12 @@ class RemoteResolver:
                 log.debug("resolver: %s", error)
         return None
 
-    async def _connected(self) -> _TcpConnection:
+    async def _connected(self) -> Connection:
         async with self._opening:
             if self._connection is not None and self._connection.usable:
                 return self._connection
             address = self._addresses[self._preferred % len(self._addresses)]
-            connection = _TcpConnection(self.counters)
+            connection = self._make_connection(self.counters)
             try:
                 await connection.open(self._upstream, address, self._port)
             except BaseException:
@@ -127,7 +156,7 @@ class RemoteResolver:
             return connection
 
 
-class _TcpConnection(StreamHandler):
+class TcpConnection(StreamHandler):
     """One connection to a resolver: two octets of length before each message (section 8)."""
 
     def __init__(self, counters: Counter[str]) -> None:
@@ -150,16 +179,11 @@ class _TcpConnection(StreamHandler):
         self._set_idle_timer()
 
     async def ask(self, message: bytes) -> bytes:
-        """The reply to ``message``.
-
-        Raises:
-            ConnectionResetError: the connection ended first.
-        """
         if self._stream is None:
             raise ConnectionResetError("the resolver closed the connection")
         number = self._free_id()
         reply: asyncio.Future[bytes] = self._loop.create_future()
-        self._waiting[number] = (_question(message), reply)
+        self._waiting[number] = (question(message), reply)
         try:
             framed = len(message).to_bytes(2, "big") + number.to_bytes(2, "big") + message[2:]
             self._stream.write(framed)
@@ -204,7 +228,7 @@ class _TcpConnection(StreamHandler):
         waiting = self._waiting.get(int.from_bytes(message[:2], "big"))
         if waiting is None or waiting[1].done():
             self._counters["unexpected_reply"] += 1
-        elif not _answers(message, waiting[0]):
+        elif not answers(message, waiting[0]):
             self._counters["mismatched_reply"] += 1
         else:
             waiting[1].set_result(message)
@@ -224,125 +248,6 @@ class _TcpConnection(StreamHandler):
             self._idle = self._loop.call_later(IDLE_CLOSE_S, self.close)
 
 
-class DirectResolver:
-    """The machine's own resolution: literals, /etc/hosts, then its resolvers by marked sockets."""
-
-    def __init__(
-        self,
-        make_socket: dial.MakeSocket,
-        servers: Sequence[str],
-        *,
-        port: int = DNS_PORT,
-        hosts_path: str = "/etc/hosts",
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``servers`` are literal addresses, best first."""
-        self.counters: Counter[str] = Counter()
-        self._make_socket = make_socket
-        self._servers = tuple(servers)
-        self._port = port
-        self._hosts = HostsFile(hosts_path)
-        self._clock = clock
-        self._cache: OrderedDict[str, tuple[float, list[str]]] = OrderedDict()
-        self._outstanding = 0
-
-    async def addresses(self, name: str) -> list[str]:
-        """The literal addresses of ``name``, as this machine sees it; empty when it has none."""
-        if is_literal(name):
-            return [name]
-        wanted = name.rstrip(".").lower()
-        if wanted == "localhost" or wanted.endswith(".localhost"):
-            return ["::1", "127.0.0.1"]  # RFC 6761 section 6.3
-        listed = self._hosts.lookup(wanted)
-        if listed:
-            return listed
-        cached = self._cache.get(wanted)
-        if cached is not None and cached[0] > self._clock():
-            return cached[1]
-        return await self._look_up(wanted)
-
-    async def query(self, message: bytes) -> bytes | None:
-        """The reply to ``message``, or ``None`` when no resolver gave one."""
-        if question_of(message) is None:
-            self.counters["malformed_query"] += 1
-            return None
-        if self._outstanding >= MAX_OUTSTANDING:
-            self.counters["too_many_outstanding"] += 1
-            return None
-        self._outstanding += 1
-        try:
-            for _ in range(UDP_TRIES):
-                for server in self._servers:
-                    reply = await self._ask(server, message)
-                    if reply is not None:
-                        return reply
-        finally:
-            self._outstanding -= 1
-        self.counters["no_reply"] += 1
-        return None
-
-    async def _look_up(self, name: str) -> list[str]:
-        try:
-            questions = [dnslib.DNSRecord.question(name, kind).pack() for kind in ("AAAA", "A")]
-        except (dnslib.DNSError, UnicodeError, ValueError):
-            self.counters["malformed_query"] += 1
-            return []
-        replies = await asyncio.gather(*(self.query(question) for question in questions))
-        found = [_addresses_in(reply) for reply in replies if reply is not None]
-        addresses = [address for answer, _ in found for address in answer]
-        if addresses:
-            ttl = min([ttl for answer, ttl in found if answer] + [MAX_CACHE_TTL_S])
-            self._cache[name] = (self._clock() + ttl, addresses)
-            self._cache.move_to_end(name)
-            if len(self._cache) > MAX_CACHED_NAMES:
-                self._cache.popitem(last=False)
-        return addresses
-
-    async def _ask(self, server: str, message: bytes) -> bytes | None:
-        """Over UDP, and again over TCP when the reply did not fit (RFC 7766 section 5)."""
-        number = secrets.token_bytes(2)
-        reply: bytes | None
-        try:
-            reply = await self._ask_udp(server, number + message[2:])
-            if _HEADER.unpack_from(reply)[1] & _TRUNCATED:
-                self.counters["truncated"] += 1
-                reply = await self._ask_tcp(server, number + message[2:])
-        except OSError as error:
-            self.counters["timeout" if isinstance(error, TimeoutError) else "unreachable"] += 1
-            log.debug("resolver %s: %s", server, dial.describe(error))
-            return None
-        return None if reply is None else message[:2] + reply[2:]
-
-    async def _ask_udp(self, server: str, message: bytes) -> bytes:
-        loop = asyncio.get_running_loop()
-        family, sockaddr = dial.socket_address(server, self._port)
-        sock = await self._make_socket(family, socket.SOCK_DGRAM)
-        with contextlib.closing(sock):
-            sock.setblocking(False)
-            # Connected: another source is not heard, and the kernel draws a random port.
-            sock.connect(sockaddr)
-            async with asyncio.timeout(UDP_TIMEOUT_S):
-                await loop.sock_sendall(sock, message)
-                while True:
-                    reply = await loop.sock_recv(sock, 65535)
-                    if reply[:2] == message[:2] and _answers(reply, _question(message)):
-                        return reply
-                    self.counters["mismatched_reply"] += 1
-
-    async def _ask_tcp(self, server: str, message: bytes) -> bytes | None:
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(TCP_TIMEOUT_S):
-            sock = await dial.connect([server], self._port, self._make_socket)
-            with contextlib.closing(sock):
-                await loop.sock_sendall(sock, len(message).to_bytes(2, "big") + message)
-                length = int.from_bytes(await _receive_exactly(sock, 2), "big")
-                reply = await _receive_exactly(sock, length)
-        if reply[:2] != message[:2] or not _answers(reply, _question(message)):
-            self.counters["mismatched_reply"] += 1
-            return None
-        return reply
-
-
 def question_of(message: bytes) -> bytes | None:
     """The first question's octets (name, type, class) in lower case; ``None``: not a query."""
     if len(message) < _HEADER.size or _HEADER.unpack_from(message)[2] == 0:
@@ -356,38 +261,22 @@ def question_of(message: bytes) -> bytes | None:
     return message[_HEADER.size : end].lower() if end <= len(message) else None
 
 
-def _question(message: bytes) -> bytes:
+def question(message: bytes) -> bytes:
     """The question of a message that is known to have one."""
-    question = question_of(message)
-    if question is None:
+    found = question_of(message)
+    if found is None:
         raise ValueError("a DNS message without a question")
-    return question
+    return found
 
 
-def _answers(reply: bytes, question: bytes) -> bool:
-    """Whether ``reply`` is a response, to ``question`` where it repeats one."""
+def answers(reply: bytes, asked: bytes) -> bool:
+    """Whether ``reply`` is a response, to the question ``asked`` where it repeats one."""
     if len(reply) < _HEADER.size:
         return False
     _, flags, questions, *_ = _HEADER.unpack_from(reply)
-    return bool(flags & _RESPONSE) and (questions == 0 or question_of(reply) == question)
+    return bool(flags & _RESPONSE) and (questions == 0 or question_of(reply) == asked)
 
 
-def _addresses_in(reply: bytes) -> tuple[list[str], int]:
-    """The addresses in ``reply`` and for how many seconds they hold."""
-    try:
-        record: Any = dnslib.DNSRecord.parse(reply)
-    except (dnslib.DNSError, UnicodeError, ValueError):
-        return [], 0
-    wanted = [rr for rr in record.rr if rr.rtype in (dnslib.QTYPE.A, dnslib.QTYPE.AAAA)]
-    return [str(rr.rdata) for rr in wanted], min([rr.ttl for rr in record.rr], default=0)
-
-
-async def _receive_exactly(sock: socket.socket, size: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    received = bytearray()
-    while len(received) < size:
-        data = await loop.sock_recv(sock, size - len(received))
-        if not data:
-            raise ConnectionResetError("the resolver closed the connection")
-        received += data
-    return bytes(received)
+def is_truncated(reply: bytes) -> bool:
+    """Whether the TC flag of a message with a header is set."""
+    return bool(_HEADER.unpack_from(reply)[1] & _TRUNCATED)

@@ -24,9 +24,12 @@ from typing import TYPE_CHECKING
 import asyncssh
 
 from ..errors import OpenFailed, Refusal, ServerError
+from . import ssh_pipe, ssh_vpn
 from .drain import DrainWatch
 from .gate import Gates
+from .ssh_command import output_of
 from .ssh_errors import LoginRefused, open_failed
+from .ssh_fast import connection_path
 from .ssh_login import LoggedIn, Login
 from .ssh_stream import SshStream
 
@@ -35,9 +38,12 @@ if TYPE_CHECKING:
 
     from .. import config
     from . import dial
-    from .base import StreamHandler
+    from .base import PacketHandler, Pipe, PipeHandler, StreamHandler
     from .ssh_auth import Ask
+    from .ssh_command import RemoteCommand
+    from .ssh_tunnel import SshTunnel
     from .ssh_wire import Resolve
+    from .vpn_terms import Kind, Terms, Wish
 
 OPEN_TIMEOUT_S = 60.0
 """For the server's answer to a channel open: its connect() to a silent target takes two minutes, an
@@ -58,7 +64,7 @@ BACKOFF_REFUSED_S = 300.0
 STABLE_AFTER_S = 15.0
 """A connection that was up so long was no flicker: the next loss starts from the first delay."""
 
-COMMAND_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 5.0
 MAX_FILE_BYTES = 64 * 1024
 
 log = logging.getLogger(__name__)
@@ -85,9 +91,11 @@ class SshUpstream:
         resolve: Resolve | None = None,
         on_state: Callable[[LinkState], None] = lambda state: None,
         random: Callable[[], float] = random.random,
+        is_captured: bool = False,
     ) -> None:
         """``ask`` is called for passwords and passphrases, ``resolve`` for the server's name when
-        the connection was lost, ``random`` (0 to 1) for the back-off."""
+        the connection was lost, ``random`` (0 to 1) for the back-off. ``is_captured``: the traffic
+        is captured already, and the system's resolver no help for the server's name."""
         self.state = LinkState.CONNECTING
         self.reconnects = 0
         self.connected_at: float | None = None
@@ -102,7 +110,9 @@ class SshUpstream:
         self._loop = asyncio.get_running_loop()
         self._watch = DrainWatch(self._loop)
         self._gates = Gates(self._loop)
-        self._login = Login(server, make_socket=make_socket, ask=ask, resolve=resolve)
+        self._login = Login(
+            server, make_socket=make_socket, ask=ask, resolve=resolve, is_captured=is_captured
+        )
         self._link: LoggedIn | None = None
         self._up = asyncio.Event()
         """The state is UP or CLOSED."""
@@ -129,6 +139,12 @@ class SshUpstream:
             return None
         cipher: str | None = self._link.connection.get_extra_info("send_cipher")
         return cipher
+
+    @property
+    def connection_path(self) -> str | None:
+        """Which code carries the data, as "fast: CIPHER" or "stock: REASON"; ``None`` while there
+        is no connection."""
+        return None if self._link is None else connection_path(self._link.connection)
 
     @property
     def channels(self) -> int:
@@ -196,12 +212,45 @@ class SshUpstream:
         link = self._link
         if link is None:
             return None
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                return await _output_of(link.connection, f"cat {shlex.quote(path)}")
-        except (asyncssh.Error, OSError) as error:
-            log.debug("cannot read %s on the server: %s", path, error)
-            return None
+        return await output_of(link.connection, f"cat {shlex.quote(path)}", MAX_FILE_BYTES)
+
+    async def open_tunnel(
+        self, kind: Kind, handler: PacketHandler, *, unit: int | None, big: bool = False
+    ) -> SshTunnel:
+        """Open a tunnel for packets ("tun") or Ethernet frames ("tap"); waits while down.
+
+        ``unit`` is the number of the server's device, ``None``: any. ``big`` as :meth:`agree` has
+        said. Packets may come to ``handler`` before this returns.
+
+        Raises:
+            TunnelRefused: the server opens none; why, and what to do.
+            ServerError: the connection is lost.
+        """
+        return await ssh_vpn.open_tunnel(await self._link_for_vpn(), kind, handler, unit, big=big)
+
+    async def agree(self, wish: Wish) -> Terms | None:
+        """Ask the server for the terms of a VPN; ``None``: it is not one of ours.
+
+        Raises:
+            ServerError: it refuses, or its answer is not understood, or the connection is lost.
+        """
+        return await ssh_vpn.agree(await self._link_for_vpn(), wish)
+
+    async def command(self, command: str) -> RemoteCommand:
+        """Run ``command`` on the server, for as long as it takes.
+
+        Raises:
+            ServerError: the account may not run commands, or the connection is lost.
+        """
+        return await ssh_vpn.start_command(await self._link_for_vpn(), command)
+
+    async def pipe(self, command: str, handler: PipeHandler) -> Pipe:
+        """Run ``command`` on the server, with its standard input and output for us.
+
+        Raises:
+            ServerError: the account may not run commands, or the connection is lost.
+        """
+        return await ssh_pipe.start_pipe(await self._link_for_vpn(), command, handler)
 
     async def close(self) -> None:
         """Close the connection; every stream ends with a reset."""
@@ -216,7 +265,7 @@ class SshUpstream:
         if link is not None:
             link.connection.close()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await link.connection.wait_closed()
         await self._login.close()
 
@@ -267,6 +316,12 @@ class SshUpstream:
         text = await self.read_file("/etc/resolv.conf")
         if self._server.resolver is None and text is not None:
             self.resolver_addresses = name_servers(text.decode("utf-8", "replace"))
+
+    async def _link_for_vpn(self) -> LoggedIn:
+        try:
+            return await self._link_up()
+        except OpenFailed as error:
+            raise ServerError(f"{error}: try again") from error
 
     # One channel
 
@@ -330,23 +385,3 @@ def name_servers(resolv_conf: str) -> tuple[str, ...]:
     fields = (line.split() for line in resolv_conf.splitlines())
     found = [field[1] for field in fields if len(field) >= 2 and field[0] == "nameserver"]
     return tuple(dict.fromkeys(found))
-
-
-async def _output_of(connection: asyncssh.SSHClientConnection, command: str) -> bytes | None:
-    """What ``command`` prints, up to a limit; ``None`` when it fails."""
-    process = await connection.create_process(
-        command, stdin=asyncssh.DEVNULL, stderr=asyncssh.DEVNULL, encoding=None
-    )
-    try:
-        output = b""
-        while len(output) < MAX_FILE_BYTES:
-            data = await process.stdout.read(MAX_FILE_BYTES - len(output))
-            if not data:
-                break
-            output += data
-        else:
-            return output
-        await process.wait_closed()
-        return output if process.exit_status == 0 else None
-    finally:
-        process.channel.abort()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
@@ -19,9 +20,11 @@ from ..errors import ServerError
 from .hosts import is_literal
 from .ssh_auth import Ask, Client, Secrets
 from .ssh_errors import Circumstances, server_error
+from .ssh_fast import quicken
 from .ssh_files import config_paths, known_hosts_files, read_known_hosts
 from .ssh_stream import Ledger, WriteBuffer
 from .ssh_wire import ChannelDialler, Dialler, FirstHop, Resolve, SocketDialler
+from .windows import Budget, RoundTrip
 
 if TYPE_CHECKING:
     from .. import config
@@ -37,7 +40,10 @@ REKEY_BYTES = 16 << 30
 1 GiB exchanges keys every few seconds at full speed. OpenSSH starts earlier where it has to."""
 
 CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
-"""1.6 times as fast as chacha20-poly1305 where the processor knows AES; the others stay allowed."""
+"""1.6 times as fast as chacha20-poly1305 where the processor knows AES; the others stay allowed.
+Where it does not, asyncssh's own order begins with chacha20-poly1305."""
+
+CPUINFO = Path("/proc/cpuinfo")
 
 MAX_HOPS = 8
 
@@ -72,12 +78,14 @@ class Login:
         make_socket: dial.MakeSocket,
         ask: Ask,
         resolve: Resolve | None,
+        is_captured: bool = False,
     ) -> None:
         self.names: tuple[str, ...] = ()
         """Every name of a hop: the user's and the real one."""
         self._server = server
-        self._first_hop = FirstHop(make_socket, resolve)
+        self._first_hop = FirstHop(make_socket, resolve, is_captured=is_captured)
         self._secrets = Secrets(ask)
+        self._budget = Budget()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -101,15 +109,18 @@ class Login:
         )
         buffers: list[WriteBuffer] = []
         outer: asyncssh.SSHClientConnection | None = None
+        first_socket = None
         try:
             for hop, options in route:
                 outer, client = await self._log_in_to(hop, options, outer, buffers, watch)
+                first_socket = first_socket or outer.get_extra_info("socket")
         except BaseException:
             if outer is not None:
                 outer.abort()
             raise
         assert outer is not None
-        return LoggedIn(outer, Ledger(tuple(buffers), watch), client.lost)
+        way = RoundTrip(first_socket)
+        return LoggedIn(outer, Ledger(tuple(buffers), watch, way, self._budget), client.lost)
 
     async def close(self) -> None:
         """Wait for what was started for a connection that is closed."""
@@ -187,6 +198,9 @@ class Login:
                     raise
         except (OSError, ValueError, asyncssh.Error) as error:
             raise server_error(error, at) from error
+        fast = quicken(connection)
+        if fast is not None:
+            buffers.append(fast)
         self._secrets.keep(client)
         if outer is not None:
             connection.set_tunnel(outer)
@@ -234,7 +248,7 @@ def _preferences(options: asyncssh.SSHClientConnectionOptions) -> dict[str, Any]
         "env": None,
         "request_pty": False,
     }
-    if configured("Ciphers") is None:
+    if configured("Ciphers") is None and processor_has_aes():
         preferences["encryption_algs"] = CIPHERS
     if not configured("Compression"):
         preferences["compression_algs"] = None
@@ -244,3 +258,16 @@ def _preferences(options: asyncssh.SSHClientConnectionOptions) -> dict[str, Any]
         preferences["keepalive_interval"] = KEEPALIVE_S
         preferences["keepalive_count_max"] = KEEPALIVE_TRIES
     return preferences
+
+
+def processor_has_aes() -> bool:
+    """Whether AES is an instruction here ("flags" on x86, "Features" on ARM)."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return False
+    return any(
+        "aes" in value.split()
+        for name, _, value in (line.partition(":") for line in lines)
+        if name.strip() in ("flags", "Features")
+    )

@@ -7,7 +7,8 @@ the server's window allows; the transport hands them to the kernel. The backlog 
 places. For the second one, a :class:`Ledger` per connection counts what all channels have handed
 over: a transport is a queue, so what it still holds are the last octets handed over, and a stream
 that remembers where its own were put knows which of them have left. What waits while keys are
-exchanged anew is in neither place; the server's windows bound it.
+exchanged anew is in the channel; with a cipher that is not on the fast path it is in neither place,
+and the server's windows bound it.
 
 Downlink. asyncssh opens the server's window when it delivers, so what the handler does not want
 must not be delivered: ``pause_reading`` leaves it in the channel, at most a window of it.
@@ -28,6 +29,9 @@ from typing import TYPE_CHECKING, Protocol
 import asyncssh
 from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EOF
 
+from .ssh_channel import FastChannel
+from .windows import FIRST_BYTES, Budget, Growth, RoundTrip
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,11 +40,15 @@ if TYPE_CHECKING:
     from .base import StreamHandler
     from .drain import DrainWatch
 
-WINDOW_BYTES = 2 * 1024 * 1024
-"""Our receive window for each channel, OpenSSH's own choice: 2 MiB in 40 ms are 420 Mbit/s."""
+WINDOW_BYTES = FIRST_BYTES
+"""The receive window that each channel begins with."""
 
 MAX_PACKET_BYTES = 32 * 1024
 """What every implementation accepts (RFC 4253 section 6.1); OpenSSH sends no more at once."""
+
+WAKE_BYTES = 16 * 1024
+"""From this size on it is worth to look in the next turn whether the transport has passed on what
+it held back for the rest of this one: it may be all that the initiator was allowed to send."""
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +63,18 @@ class WriteBuffer(Protocol):
 class Ledger:
     """What the channels of one connection have handed to its transport."""
 
-    def __init__(self, buffers: tuple[WriteBuffer, ...], watch: DrainWatch) -> None:
-        """``buffers`` are passed through in turn: with jump hosts there are several."""
+    def __init__(
+        self,
+        buffers: tuple[WriteBuffer, ...],
+        watch: DrainWatch,
+        round_trip: RoundTrip | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        """``buffers`` are passed through in turn: with jump hosts there are several. ``budget`` is
+        for the windows of all channels."""
         self.watch = watch
+        self.round_trip = round_trip or RoundTrip(None)
+        self.budget = budget or Budget()
         self.handed = 0
         """Octets of channel data so far."""
         self._buffers = buffers
@@ -65,7 +82,10 @@ class Ledger:
     @property
     def unsent(self) -> int:
         """Octets that have been handed over and have not left this process (with their headers)."""
-        return sum(buffer.get_write_buffer_size() for buffer in self._buffers)
+        octets = 0
+        for buffer in self._buffers:
+            octets += buffer.get_write_buffer_size()
+        return octets
 
 
 class Share:
@@ -129,6 +149,8 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         self._on_end = on_end
         self._share = Share(ledger)
         self._watch = ledger.watch
+        self._round_trip = ledger.round_trip
+        self._window = Growth(ledger.budget)
         self._noted_backlog = 0
         """The backlog that the handler was last told of, and what was written since."""
         self._writing = False
@@ -178,6 +200,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
 
     def pause_reading(self) -> None:
         self._paused = True
+        self._window.pause()
         self._channel.pause_reading()
 
     def resume_reading(self) -> None:
@@ -206,6 +229,8 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         """The channel has handed ``size`` octets of data to the transport."""
         if self._share.add(size):
             self._watch.add(self)
+            if size >= WAKE_BYTES:
+                self._watch.wake()
         elif not self._writing:
             # The server's window had kept them, the transport has not.
             self._watch.add(self)
@@ -219,6 +244,8 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
 
     def data_received(self, data: bytes, datatype: int | None = None) -> None:
         if not self._ended:
+            if self._window.take(len(data), self._loop.time, self._round_trip):
+                self._channel.set_window(self._window.size)
             self._tell(self._handler.data_received, data)
 
     def eof_received(self) -> bool:
@@ -236,6 +263,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         occupies the server until the target has answered, and counts as long."""
         if not self._is_released:
             self._is_released = True
+            self._window.close()
             self._on_end()
 
     def _resume(self) -> None:
@@ -258,7 +286,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
             self.abort()
 
 
-class _Channel(asyncssh.SSHTCPChannel[bytes]):
+class _Channel(FastChannel):
     """asyncssh's channel, seen at three points where it would not tell us: what it hands to the
     transport, a confirmation nobody waits for (asyncssh issue 823), and its very end."""
 
@@ -284,6 +312,9 @@ class _Channel(asyncssh.SSHTCPChannel[bytes]):
         super().process_open_confirmation(send_chan, send_window, send_pktsize, packet)
         if self._abandoned:
             self._drop()
+
+    def data_sent(self, size: int) -> None:
+        self._stream.handed_over(size)
 
     def send_packet(self, pkttype: int, *args: bytes) -> None:
         super().send_packet(pkttype, *args)

@@ -17,6 +17,8 @@ from ..errors import ServerError
 from . import dial
 from .drain import HIGH_WATER_BYTES, LOW_WATER_BYTES, DrainWatch
 from .hosts import is_literal
+from .ssh_fast import FastConnection
+from .ssh_packets import Inbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,19 +33,26 @@ HELLO_TIMEOUT_S = 15.0
 
 RESOLVE_TIMEOUT_S = 15.0
 
+NOTSENT_LOWAT_BYTES = 128 * 1024
+"""TCP_NOTSENT_LOWAT, tcp(7): how much the kernel holds beyond what it may send at once. What waits
+has to wait where it can be told whose it is."""
+
 Resolve: TypeAlias = Callable[[str], Awaitable[list[str]]]
 
 
 class FirstHop:
     """The first server on the way: its addresses, and sockets that lead there."""
 
-    def __init__(self, make_socket: dial.MakeSocket, resolve: Resolve | None) -> None:
+    def __init__(
+        self, make_socket: dial.MakeSocket, resolve: Resolve | None, *, is_captured: bool = False
+    ) -> None:
         """``resolve`` is asked from the second time on: the system's resolver may then be behind
-        the connection that is to be made."""
+        the connection that is to be made. ``is_captured``: it is so from the first."""
         self.addresses: tuple[str, ...] = ()
         """The literal addresses, once they are known; earlier ones after the present ones."""
         self._make_socket = make_socket
         self._resolve = resolve
+        self._is_captured = is_captured
         self._known: dict[str, list[str]] = {}
         self._commands: set[asyncio.Task[None]] = set()
         """Who waits for a ProxyCommand to end."""
@@ -75,8 +84,10 @@ class FirstHop:
         """
         if is_literal(host):
             found = [host]
-        elif host in self._known and self._resolve is not None:
-            found = await self._resolve(host) or self._known[host]
+        elif self._resolve is not None and (self._is_captured or host in self._known):
+            found = await self._resolve(host) or self._known.get(host, [])
+            if not found:
+                raise socket.gaierror(socket.EAI_NONAME, f"{host} has no address")
         else:
             try:
                 found = await _system_addresses(host, family)
@@ -135,6 +146,8 @@ class SocketDialler(Dialler):
             sock.close()
             raise
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
         self._buffers.append(transport)
         return transport, connection
 
@@ -158,8 +171,9 @@ class ChannelDialler(Dialler):
         return channel, connection  # type: ignore[return-value]
 
 
-class Wire(asyncio.Protocol):
-    """Between the first hop's socket and asyncssh: sees what asyncssh's connection ignores."""
+class Wire(asyncio.BufferedProtocol):
+    """Between the first hop's socket and asyncssh: sees what asyncssh's connection ignores, and
+    owns the buffer that a fast connection uses where it lies."""
 
     def __init__(
         self, connection: asyncssh.SSHClientConnection, sock: socket.socket, watch: DrainWatch
@@ -168,12 +182,20 @@ class Wire(asyncio.Protocol):
         self._socket = sock
         self._watch = watch
         self._is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+        self._inbox = Inbox()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._connection.connection_made(transport)
 
-    def data_received(self, data: bytes) -> None:
-        self._connection.data_received(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._inbox.space()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._inbox.filled(nbytes)
+        if isinstance(self._connection, FastConnection):
+            self._connection.receive(self._inbox)
+        else:
+            self._connection.data_received(self._inbox.take(nbytes))
         if self._is_tcp:
             # A server that only forwards leaves Nagle on: its next small segment waits for our
             # acknowledgement. The kernel forgets this option again and again (tcp(7)).
@@ -183,7 +205,11 @@ class Wire(asyncio.Protocol):
     def eof_received(self) -> None:
         self._connection.eof_received()
 
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
     def resume_writing(self) -> None:
+        self._connection.resume_writing()
         self._watch.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -13,19 +13,23 @@ compression pointers, so a hostile message costs no more than its length.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import ipaddress
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from dnslib import PTR, SOA, DNSBuffer, DNSLabel
 
 from ..errors import WireError
+from .dnsrecord import CLASS_IN, MAX_LABEL, MAX_NAME, RECORD, make_record, records
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+
+    from .dnsrecord import Record
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -34,20 +38,18 @@ MAX_UDP_PAYLOAD = 1232
 MAX_MESSAGE = 0xFFFF
 """Octets of the largest message over TCP (RFC 1035 section 4.2.2)."""
 OPCODE_QUERY = 0
-CLASS_IN = 1
+OWNER_ASKED = (0xC000 | 12).to_bytes(2, "big")
+"""A compression pointer to the name in the question."""
 
 _PLAIN_UDP_PAYLOAD = 512  # RFC 1035 section 4.2.1
-_MAX_NAME = 255  # RFC 1035 section 2.3.4
-_MAX_LABEL = 63
 _ROOT = b"\x00"
 
-_QR, _TC, _RD, _RA, _CD = 0x8000, 0x0200, 0x0100, 0x0080, 0x0010
+_QR, _AA, _TC, _RD, _RA, _AD, _CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
 _OPCODE_MASK, _RCODE_MASK = 0x7800, 0x000F
 _EDNS_DO = 0x8000
 
 _HEADER = struct.Struct("!6H")  # id, flags, and the lengths of the four sections
 _TYPE_CLASS = struct.Struct("!HH")
-_RECORD = struct.Struct("!HHIH")  # what follows the owner: type, class, TTL, length of the data
 _POINTER_TO_QUESTION = 0xC000 | _HEADER.size
 _HOST_OCTETS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
 
@@ -56,12 +58,16 @@ class Type(enum.IntEnum):
     """The record types that are treated specially."""
 
     A = 1
+    CNAME = 5
     SOA = 6
     PTR = 12
+    HINFO = 13
     AAAA = 28
+    DNAME = 39
     OPT = 41
     SVCB = 64
     HTTPS = 65
+    TSIG = 250
     IXFR = 251
     AXFR = 252
     ANY = 255
@@ -87,6 +93,8 @@ class Edns:
     """Octets of UDP payload that the sender can take."""
     version: int
     dnssec_ok: bool
+    options: frozenset[int] = frozenset()
+    """Codes of the options that came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,19 @@ class Query:
     question: bytes
     """The question section as received."""
     edns: Edns | None
+    has_extras: bool = False
+    """Records other than OPT came with it, as a signature does."""
+
+    @property
+    def wants_recursion(self) -> bool:
+        """The RD flag."""
+        return bool(self.flags & _RD)
+
+    @property
+    def dnssec_flags(self) -> tuple[bool, bool, bool]:
+        """What an answer depends on beside the question: DO (RFC 3225), AD and CD (RFC 6840)."""
+        do = self.edns is not None and self.edns.dnssec_ok
+        return do, bool(self.flags & _AD), bool(self.flags & _CD)
 
     @property
     def is_host(self) -> bool:
@@ -142,31 +163,46 @@ def parse_query(message: bytes) -> Query:
     end += _TYPE_CLASS.size
     question = message[_HEADER.size : end]
     edns = None
-    for index, record in enumerate(_records(message, end, answers + authorities + additional)):
+    has_extras = False
+    for index, record in enumerate(records(message, end, answers + authorities + additional)):
         end = record.end
         if record.type == Type.OPT:
             if edns is not None or not record.root_owner or index < answers + authorities:
                 raise WireError("dns_opt")  # RFC 6891 section 6.1.1
             edns = _parse_edns(record)
+        else:
+            has_extras = True
     if end != len(message):
         raise WireError("dns_trailing")
-    return Query(ident, flags, name, qtype, qclass, question, edns)
+    return Query(ident, flags, name, qtype, qclass, question, edns, has_extras)
+
+
+def with_type(message: bytes, query: Query, qtype: int) -> tuple[bytes, Query]:
+    """Return a message that asks for another type, and what it parses to."""
+    question = query.question[:-4] + _TYPE_CLASS.pack(qtype, query.qclass)
+    changed = message[: _HEADER.size] + question + message[_HEADER.size + len(question) :]
+    return changed, dataclasses.replace(query, qtype=qtype, question=question)
 
 
 def answer_addresses(query: Query, addresses: Sequence[Address], ttl: int) -> bytes:
     """Answer with an A or AAAA record for each address; ``ttl`` in seconds."""
-    records = [
-        _record(_POINTER_TO_QUESTION, Type.A if len(data) == 4 else Type.AAAA, ttl, data)
+    answers = [
+        make_record(OWNER_ASKED, Type.A if len(data) == 4 else Type.AAAA, ttl, data)
         for data in (address.packed for address in addresses)
     ]
-    return _message(query, Rcode.NOERROR, answers=records)
+    return make_answer(query, Rcode.NOERROR, answers)
 
 
 def answer_pointer(query: Query, name: str, ttl: int) -> bytes:
     """Answer with a PTR record to the host ``name``; ``ttl`` in seconds."""
     data = _pack(PTR(_label(name)))
-    record = _record(_POINTER_TO_QUESTION, Type.PTR, ttl, data)
-    return _message(query, Rcode.NOERROR, answers=[record])
+    return make_answer(query, Rcode.NOERROR, [make_record(OWNER_ASKED, Type.PTR, ttl, data)])
+
+
+def answer_minimal(query: Query, ttl: int) -> bytes:
+    """Answer ANY with the HINFO record that stands for "ask for a type" (RFC 8482 section 4.2)."""
+    data = b"\x07RFC8482\x00"
+    return make_answer(query, Rcode.NOERROR, [make_record(OWNER_ASKED, Type.HINFO, ttl, data)])
 
 
 def answer_negative(query: Query, rcode: Rcode, ttl: int) -> bytes:
@@ -175,13 +211,14 @@ def answer_negative(query: Query, rcode: Rcode, ttl: int) -> bytes:
     An SOA record of the parent of the name lets it be cached for ``ttl`` seconds (RFC 2308).
     """
     # For a parent of one label or more: a pointer that skips the first label of the question.
-    owner = _POINTER_TO_QUESTION + 1 + query.question[0] if "." in query.name else None
-    return _message(query, rcode, authorities=[_record(owner, Type.SOA, ttl, _soa(ttl))])
+    parent = _POINTER_TO_QUESTION + 1 + query.question[0]
+    owner = parent.to_bytes(2, "big") if "." in query.name else _ROOT
+    return make_answer(query, rcode, authorities=[make_record(owner, Type.SOA, ttl, _soa(ttl))])
 
 
 def answer_error(query: Query, rcode: int) -> bytes:
     """Answer with nothing but a response code."""
-    return _message(query, rcode)
+    return make_answer(query, rcode)
 
 
 def answer_unparsed(message: bytes, rcode: Rcode) -> bytes:
@@ -203,7 +240,7 @@ def accept_response(query: Query, response: bytes) -> bytes:
         raise WireError("response_mismatch")
     if not questions and flags & _RCODE_MASK:
         return answer_error(query, flags & _RCODE_MASK)  # some refuse without the question
-    end = _HEADER.size + len(query.question)
+    end = end_of_question(query)
     echoed = response[_HEADER.size : end]
     if questions != 1 or not _same_question(echoed, query.question):
         raise WireError("response_mismatch")
@@ -220,9 +257,61 @@ def answered_addresses(query: Query, response: bytes) -> list[bytes]:
     sizes: dict[int, int] = {Type.A: 4, Type.AAAA: 16}
     return [
         record.data
-        for record in _records(response, _HEADER.size + len(query.question), count)
+        for record in records(response, end_of_question(query), count)
         if record.rclass == CLASS_IN and sizes.get(record.type) == len(record.data)
     ]
+
+
+def end_of_question(query: Query) -> int:
+    """Return the offset of the records in an accepted response to ``query``."""
+    return _HEADER.size + len(query.question)
+
+
+def sections(query: Query, response: bytes) -> Sections:
+    """Return the records of an accepted response.
+
+    Raises:
+        WireError: they are garbled.
+    """
+    _, _, _, answers, authorities, additional = _HEADER.unpack_from(response)
+    start = end_of_question(query)
+    found = list(records(response, start, answers + authorities + additional))
+    first = answers + authorities
+    return Sections(found[:answers], found[answers:first], found[first:])
+
+
+def without_glue(query: Query, response: bytes) -> bytes:
+    """Return an accepted response without its additional records, which may be addresses.
+
+    OPT stays. A message that is signed (RFC 8945) stays as it is.
+
+    Raises:
+        WireError: its records are garbled.
+    """
+    if response[10:12] == b"\0\0":
+        return response
+    found = sections(query, response)
+    kept = [record for record in found.additional if record.type in (Type.OPT, Type.TSIG)]
+    if len(kept) == len(found.additional) or any(record.type == Type.TSIG for record in kept):
+        return response
+    # Names point backwards, and an OPT record has none: nothing refers to what is cut out.
+    head = response[:10] + len(kept).to_bytes(2, "big") + response[12 : found.additional[0].start]
+    return head + b"".join(response[record.start : record.end] for record in kept)
+
+
+def answer_again(query: Query, earlier: bytes, end: int, counts: tuple[int, int]) -> bytearray:
+    """Answer with the first records of an accepted response to the same question.
+
+    Args:
+        query: the new one.
+        earlier: the response.
+        end: offset behind those records.
+        counts: how many they are, in the answer and the authority section.
+    """
+    flags = int.from_bytes(earlier[2:4], "big") & ~(_AA | _TC | _RD | _CD)
+    flags |= _RA | (query.flags & (_RD | _CD))
+    body = earlier[end_of_question(query) : end]
+    return bytearray(_assemble(query, flags, body + _edns_records(query, 0), counts))
 
 
 def fit(answer: bytes, query: Query, *, stream: bool) -> bytes:
@@ -237,9 +326,20 @@ def fit(answer: bytes, query: Query, *, stream: bool) -> bytes:
     return _assemble(query, flags, _edns_records(query, Rcode.NOERROR), (0, 0))
 
 
+def with_question(response: bytes, query: Query) -> bytes:
+    """Return an accepted response with the question of ``query``, which has the same name."""
+    end = end_of_question(query)
+    return response[: _HEADER.size] + query.question + response[end:]
+
+
 def is_truncated(message: bytes) -> bool:
     """Whether the TC flag of a message with a header is set."""
     return bool(message[2] & (_TC >> 8))
+
+
+def rcode(message: bytes) -> int:
+    """Return the response code of a message with a header, less what an OPT record adds."""
+    return message[3] & _RCODE_MASK
 
 
 def message_id(message: bytes) -> int:
@@ -295,17 +395,24 @@ def reverse_address(name: str) -> Address | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """A resource record as far as it concerns us."""
+class Sections(NamedTuple):
+    """The records of a response."""
 
-    root_owner: bool
-    type: int
-    rclass: int
-    ttl: int
-    data: bytes
-    end: int
-    """Offset of what follows it in the message."""
+    answers: list[Record]
+    authorities: list[Record]
+    additional: list[Record]
+
+
+def make_answer(
+    query: Query,
+    rcode: int,
+    answers: Sequence[bytes] = (),
+    authorities: Sequence[bytes] = (),
+) -> bytes:
+    """Build an answer in our own name."""
+    flags = _QR | _RA | (query.flags & (_OPCODE_MASK | _RD | _CD)) | (rcode & _RCODE_MASK)
+    body = b"".join((*answers, *authorities, _edns_records(query, rcode)))
+    return _assemble(query, flags, body, (len(answers), len(authorities)))
 
 
 def _parse_name(message: bytes, offset: int) -> tuple[str, int]:
@@ -314,7 +421,7 @@ def _parse_name(message: bytes, offset: int) -> tuple[str, int]:
     at = offset
     try:
         while length := message[at]:
-            if length > _MAX_LABEL or at - offset + length > _MAX_NAME - 2:
+            if length > MAX_LABEL or at - offset + length > MAX_NAME - 2:
                 raise WireError("dns_name")
             labels.append(message[at + 1 : at + 1 + length])
             at += 1 + length
@@ -331,54 +438,24 @@ def _escape(label: bytes) -> str:
     )
 
 
-def _records(message: bytes, offset: int, count: int) -> Iterator[_Record]:
-    """Yield ``count`` records from ``offset`` on."""
-    for _ in range(count):
-        start = _skip_name(message, offset)
-        if start + _RECORD.size > len(message):
-            raise WireError("dns_record")
-        rtype, rclass, ttl, length = _RECORD.unpack_from(message, start)
-        data_at = start + _RECORD.size
-        if data_at + length > len(message):
-            raise WireError("dns_record")
-        end = data_at + length
-        yield _Record(message[offset] == 0, rtype, rclass, ttl, message[data_at:end], end)
-        offset = end
-
-
-def _skip_name(message: bytes, offset: int) -> int:
-    """Return the offset behind a name, which may end in a compression pointer."""
-    start = offset
-    while offset - start < _MAX_NAME and offset < len(message):
-        length = message[offset]
-        if length >= 0xC0:
-            return offset + 2
-        if length > _MAX_LABEL:
-            break
-        offset += 1 + length
-        if not length:
-            return offset
-    raise WireError("dns_record")
-
-
-def _parse_edns(record: _Record) -> Edns:
+def _parse_edns(record: Record) -> Edns:
     """RFC 6891 section 6.1.3: the class is the size, the TTL holds version and flags."""
-    return Edns(record.rclass, (record.ttl >> 16) & 0xFF, bool(record.ttl & _EDNS_DO))
+    data = record.data
+    options = set()
+    at = 0
+    while at + 4 <= len(data):
+        options.add(int.from_bytes(data[at : at + 2], "big"))
+        at += 4 + int.from_bytes(data[at + 2 : at + 4], "big")
+    if at != len(data):
+        raise WireError("dns_opt")
+    flags = record.ttl
+    return Edns(record.rclass, (flags >> 16) & 0xFF, bool(flags & _EDNS_DO), frozenset(options))
 
 
-def _message(
-    query: Query, rcode: int, answers: Sequence[bytes] = (), authorities: Sequence[bytes] = ()
-) -> bytes:
-    """Build an answer to ``query`` in our own name."""
-    flags = _QR | _RA | (query.flags & (_OPCODE_MASK | _RD | _CD)) | (rcode & _RCODE_MASK)
-    records = b"".join((*answers, *authorities, _edns_records(query, rcode)))
-    return _assemble(query, flags, records, (len(answers), len(authorities)))
-
-
-def _assemble(query: Query, flags: int, records: bytes, counts: tuple[int, int]) -> bytes:
-    """Join header, question and ``records``, the last of which is OPT when the query had one."""
+def _assemble(query: Query, flags: int, body: bytes, counts: tuple[int, int]) -> bytes:
+    """Join header, question and the records, the last of which is OPT when the query had one."""
     header = _HEADER.pack(query.id, flags, 1, *counts, 0 if query.edns is None else 1)
-    return header + query.question + records
+    return header + query.question + body
 
 
 def _edns_records(query: Query, rcode: int) -> bytes:
@@ -386,13 +463,7 @@ def _edns_records(query: Query, rcode: int) -> bytes:
     if query.edns is None:
         return b""
     ttl = (rcode >> 4) << 24 | (_EDNS_DO if query.edns.dnssec_ok else 0)
-    return _ROOT + _RECORD.pack(Type.OPT, MAX_UDP_PAYLOAD, ttl, 0)
-
-
-def _record(owner: int | None, rtype: int, ttl: int, data: bytes) -> bytes:
-    """Build a record; ``owner`` is a compression pointer, ``None`` the root."""
-    name = _ROOT if owner is None else owner.to_bytes(2, "big")
-    return name + _RECORD.pack(rtype, CLASS_IN, ttl, len(data)) + data
+    return _ROOT + RECORD.pack(Type.OPT, MAX_UDP_PAYLOAD, ttl, 0)
 
 
 def _same_question(one: bytes, other: bytes) -> bool:

@@ -6,17 +6,22 @@ Off the hot path, so the formats are dpkt's.
 from __future__ import annotations
 
 import enum
+import struct
 from typing import TYPE_CHECKING
 
 import dpkt
 
 from ..errors import WireError
-from . import checksum, ip, offload
+from . import checksum, ip, offload, rewrite
 
 if TYPE_CHECKING:
     from .ip import Buffer, Packet
+    from .rewrite import Ends
 
-_MIN_MTU6 = 1280
+_ECHO = struct.Struct("!HH")
+MIN_MTU6 = 1280
+"""What every link of IPv6 takes (RFC 8200 5)."""
+_TCP_HEADER_LEN = 20
 _QUOTE4 = 548
 """Octets of the packet quoted in an ICMPv4 error, so that it is at most 576 (RFC 1812 4.3.2.3)."""
 
@@ -36,6 +41,17 @@ class Kind(enum.Enum):
     TOO_BIG = "too_big"
     ERROR = "error"
     OTHER = "other"
+
+
+class Echo:
+    """One echo request: whose it is, which of his, and what is to come back."""
+
+    __slots__ = ("ident", "payload", "seq")
+
+    def __init__(self, ident: int, seq: int, payload: memoryview) -> None:
+        self.ident = ident
+        self.seq = seq
+        self.payload = payload
 
 
 class Message:
@@ -82,6 +98,13 @@ def parse(packet: Packet, *, trusted: bool = False) -> Message:
     return Message(Kind.ERROR, 0, view[8:]) if kind < 128 else Message(Kind.OTHER)
 
 
+def parse_echo(packet: Packet) -> Echo:
+    """Read an echo request, which :func:`parse` has called one."""
+    view = packet.payload
+    ident, seq = _ECHO.unpack_from(view, 4)
+    return Echo(ident, seq, view[8:])
+
+
 # Not ICMP_SRCQUENCH, which RFC 6633 tells hosts to ignore, nor redirects: they end no flow.
 _ERRORS4 = (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_TIMEXCEED, dpkt.icmp.ICMP_PARAMPROB)
 _UNANSWERED4 = (*_ERRORS4, dpkt.icmp.ICMP_SRCQUENCH, dpkt.icmp.ICMP_REDIRECT)
@@ -103,33 +126,108 @@ def may_answer_with_error(packet: Packet) -> bool:
         return False
     if packet.fragment is not None and packet.fragment.offset:
         return False
-    if packet.protocol == ip.ICMP:
+    if packet.version == 4 and packet.protocol == ip.ICMP:
         return bool(packet.payload) and packet.payload[0] not in _UNANSWERED4
-    if packet.protocol == ip.ICMPV6:
+    if packet.version == 6 and packet.protocol == ip.ICMPV6:
         kind = packet.payload[0] if packet.payload else 0
         return kind >= 128 and kind != dpkt.icmp6.ND_REDIRECT
     return True
 
 
-def unreachable(reason: Unreachable, original: Buffer) -> list[Buffer]:
+def echo_reply(src: bytes, dst: bytes, ident: int, seq: int, payload: Buffer) -> list[Buffer]:
+    """The answer to an echo request, to write to the TUN."""
+    rest = _ECHO.pack(ident, seq) + payload
+    if len(src) == 4:
+        return _message4(dpkt.icmp.ICMP_ECHOREPLY, 0, rest, src, dst)
+    return _message6(dpkt.icmp6.ICMP6_ECHO_REPLY, 0, rest, src, dst)
+
+
+def unreachable(reason: Unreachable, original: Buffer, by: bytes | None = None) -> list[Buffer]:
     """The error that the destination of ``original`` cannot be reached, to write to the TUN.
 
     It comes from the address that was asked for: the only one in the conversation that the
-    initiator's firewall expects to hear from.
+    initiator's firewall expects to hear from. Or from the router ``by``, where one has said so.
     """
-    version = original[0] >> 4
-    if version == 4:
-        src, dst = bytes(original[16:20]), bytes(original[12:16])
-        body = bytes(4) + bytes(original[:_QUOTE4])
-        message = bytes(
-            dpkt.icmp.ICMP(type=dpkt.icmp.ICMP_UNREACH, code=reason.value[0], data=body)
-        )
-        return [offload.NONE + ip.header(src, dst, ip.ICMP, len(message)), message]
-    src, dst = bytes(original[24:40]), bytes(original[8:24])
-    room = _MIN_MTU6 - ip.HEADER6_LEN - 8
-    body = bytes(4) + bytes(original[:room])
-    length = 4 + len(body)
-    draft = bytes((dpkt.icmp6.ICMP6_DST_UNREACH, reason.value[1], 0, 0)) + body
-    total = checksum.pseudo_header(src, dst, ip.ICMPV6, length) + checksum.add(draft)
-    message = draft[:2] + checksum.finish(total).to_bytes(2, "big") + draft[4:]
+    if original[0] >> 4 == 4:
+        return _error4(dpkt.icmp.ICMP_UNREACH, reason.value[0], 0, original, by)
+    return _error6(dpkt.icmp6.ICMP6_DST_UNREACH, reason.value[1], 0, original, by)
+
+
+def too_big(mtu: int, original: Buffer) -> list[Buffer]:
+    """The error that ``original`` is longer than the ``mtu`` octets that a link on its way takes
+    (RFC 1191 4, RFC 4443 3.2). It comes from the address that was asked for."""
+    if original[0] >> 4 == 4:
+        word = min(mtu, 0xFFFF)
+        return _error4(dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_NEEDFRAG, word, original)
+    return _error6(dpkt.icmp6.ICMP6_PACKET_TOO_BIG, 0, max(mtu, MIN_MTU6), original)
+
+
+def hop_limit_exceeded(original: Buffer, by: bytes | None) -> list[Buffer]:
+    """The error that ``original`` had to pass more routers than it may, said by the router ``by``
+    (RFC 792, RFC 4443 3.3)."""
+    if original[0] >> 4 == 4:
+        return _error4(dpkt.icmp.ICMP_TIMEXCEED, 0, 0, original, by)
+    return _error6(dpkt.icmp6.ICMP6_TIME_EXCEEDED, 0, 0, original, by)
+
+
+def unknown_protocol(packet: Packet) -> list[Buffer]:
+    """The error that nobody speaks the protocol of ``packet``: RFC 792, RFC 4443 3.4 code 1."""
+    if packet.version == 4:
+        return _error4(dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_PROTO, 0, packet.view)
+    field = ip.next_header_field(packet)
+    return parameter_problem(ip.Problem.UNKNOWN_NEXT_HEADER, field, packet.view)
+
+
+def parameter_problem(code: ip.Problem, pointer: int, original: Buffer) -> list[Buffer]:
+    """The error that a header of ``original``, of IPv6, cannot be taken (RFC 4443 3.4).
+
+    ``pointer``: octets from the beginning of ``original`` to what is wrong.
+    """
+    return _error6(dpkt.icmp6.ICMP6_PARAM_PROB, code.value, pointer, original)
+
+
+def readdress(packet: Packet, quoted: Packet, ends: Ends) -> None:
+    """Change an ICMP error in place, so that it is about a TCP packet between ``ends``, and from
+    that packet's destination to its source (RFC 5508 4.2).
+
+    ``quoted`` is what :func:`~.ip.parse_quoted` makes of its quote; the views are writable. Of the
+    family and the protocol nothing changes.
+    """
+    # Room for all of a TCP header, however little of it is quoted.
+    copy = bytearray(quoted.view) + bytes(_TCP_HEADER_LEN)
+    rewrite.tcp(ip.parse_quoted(memoryview(copy)), ends, partial=False)
+    quoted.view[:] = copy[: len(quoted.view)]
+    ip.readdress(packet, ends.dst, ends.src)
+    message = packet.payload
+    message[2:4] = bytes(2)
+    total = checksum.add(message) + _pseudo(packet, len(message))
+    message[2:4] = checksum.finish(total).to_bytes(2, "big")
+
+
+def _error4(
+    kind: int, code: int, word: int, original: Buffer, by: bytes | None = None
+) -> list[Buffer]:
+    rest = word.to_bytes(4, "big") + bytes(original[:_QUOTE4])
+    return _message4(kind, code, rest, by or bytes(original[16:20]), bytes(original[12:16]))
+
+
+def _error6(
+    kind: int, code: int, word: int, original: Buffer, by: bytes | None = None
+) -> list[Buffer]:
+    room = MIN_MTU6 - ip.HEADER6_LEN - 8
+    rest = word.to_bytes(4, "big") + bytes(original[:room])
+    return _message6(kind, code, rest, by or bytes(original[24:40]), bytes(original[8:24]))
+
+
+def _message4(kind: int, code: int, rest: bytes, src: bytes, dst: bytes) -> list[Buffer]:
+    total = (kind << 8) + code + checksum.add(rest)
+    message = bytes((kind, code)) + checksum.finish(total).to_bytes(2, "big") + rest
+    return [offload.NONE + ip.header(src, dst, ip.ICMP, len(message)), message]
+
+
+def _message6(kind: int, code: int, rest: bytes, src: bytes, dst: bytes) -> list[Buffer]:
+    length = 4 + len(rest)
+    total = checksum.pseudo_header(src, dst, ip.ICMPV6, length) + (kind << 8) + code
+    total += checksum.add(rest)
+    message = bytes((kind, code)) + checksum.finish(total).to_bytes(2, "big") + rest
     return [offload.NONE + ip.header(src, dst, ip.ICMPV6, length), message]

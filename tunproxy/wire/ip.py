@@ -6,11 +6,16 @@ again.
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import struct
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import WireError
 from . import checksum
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -18,6 +23,7 @@ TCP = 6
 UDP = 17
 ICMP = 1
 ICMPV6 = 58
+NO_NEXT_HEADER = 59
 
 HEADER4_LEN = 20
 HEADER6_LEN = 40
@@ -43,7 +49,10 @@ _OPTION_END = 0
 _OPTION_NOP = 1
 _SOURCE_ROUTES = (131, 137)
 _PAD1 = 0
-_MUST_KNOW = 0xC0
+_ACTION = 0xC0
+_ACTION_SKIP = 0x00
+_ACTION_DISCARD = 0x40
+_NEXT_HEADER6 = 6
 _MAPPED4 = bytes(10) + b"\xff\xff"
 
 
@@ -100,13 +109,37 @@ class Fragment:
         self.more = more
 
 
+class Problem(enum.Enum):
+    """What is wrong with an IPv6 header: the codes of RFC 4443 3.4."""
+
+    ERRONEOUS_FIELD = 0
+    UNKNOWN_NEXT_HEADER = 1
+    UNKNOWN_OPTION = 2
+
+
+class HeaderProblem(WireError):
+    """A header of a dropped packet that its sender is to be told of.
+
+    Attributes:
+        packet: as far as it could be read.
+        code: what is wrong.
+        pointer: octets from the beginning of the packet to what is wrong.
+    """
+
+    def __init__(self, reason: str, packet: Packet, code: Problem, pointer: int) -> None:
+        super().__init__(reason)
+        self.packet = packet
+        self.code = code
+        self.pointer = pointer
+
+
 def parse(view: memoryview) -> Packet:
     """Read one packet.
 
     Raises:
         WireError: it is not one; the reason is ``ip_version``, ``ip_truncated``, ``ip_length``,
             ``ip_checksum``, ``ip_option``, ``ip_source_route``, ``ip_extension`` or
-            ``ip_fragment``.
+            ``ip_fragment``. Where the sender is to be told, it is a :class:`HeaderProblem`.
     """
     if not view:
         raise WireError("ip_truncated")
@@ -133,6 +166,23 @@ def parse_quoted(view: memoryview) -> Packet:
     else:
         _, _, protocol, ttl, src, dst = _HEADER6.unpack_from(view)
     return Packet(version, src, dst, protocol, ttl, view[header_len:], view)
+
+
+def quoted_length(quoted: Packet) -> int:
+    """Octets of the packet of which ``quoted`` is the beginning, as its header has them."""
+    if quoted.version == 4:
+        return int.from_bytes(quoted.view[2:4], "big")
+    return HEADER6_LEN + int.from_bytes(quoted.view[4:6], "big")
+
+
+def next_header_field(packet: Packet) -> int:
+    """Where an IPv6 packet says what its payload is: octets from its beginning."""
+    view = packet.view
+    field, at, end = _NEXT_HEADER6, HEADER6_LEN, len(view) - len(packet.payload)
+    while at < end:
+        kind, field = view[field], at
+        at += _extension_len(kind, view[at:])
+    return field
 
 
 def _parse4(view: memoryview) -> Packet:
@@ -183,39 +233,77 @@ def _parse6(view: memoryview) -> Packet:
 
 
 def _skip_extensions(packet: Packet) -> None:
-    """Walk to the payload through the extension headers of RFC 8200 4; a fragment ends the walk."""
+    """Go to the payload through the extension headers of RFC 8200 4; a fragment ends the walk."""
+    walk = _walk(packet)
+    try:
+        for kind, field, at in walk:
+            _check_extension(packet, kind, field, at)
+    except HeaderProblem:
+        # What the packet is, an ICMP error for instance, decides whether its sender is told.
+        with contextlib.suppress(WireError):
+            for _ in walk:
+                pass
+        raise
+
+
+def _walk(packet: Packet) -> Iterator[tuple[int, int, int]]:
+    """Yield the kind of each header, where that stands, and where the header begins (octets).
+
+    The packet is then already what follows the header.
+    """
+    field, at = _NEXT_HEADER6, HEADER6_LEN
     walked = 0
     while packet.protocol in _EXTENSIONS:
         kind, view = packet.protocol, packet.payload
-        # RFC 8200 4: the hop-by-hop options come first or not at all.
-        if walked == _MAX_EXTENSIONS or len(view) < 8 or (kind == _HOP_BY_HOP and walked):
+        if walked == _MAX_EXTENSIONS or len(view) < 8:
             raise WireError("ip_extension")
         walked += 1
-        length = 8 if kind == _FRAGMENT else (view[1] + 1) << 3
+        length = _extension_len(kind, view)
         if length > len(view):
             raise WireError("ip_extension")
         packet.protocol = view[0]
         packet.payload = view[length:]
+        yield kind, field, at
         if kind == _FRAGMENT:
             where, ident = _FRAGMENT_HEADER.unpack_from(view)
             if where & 0xFFF9:  # RFC 6946: an atomic fragment is a whole packet
                 fragment = Fragment(ident, where & 0xFFF8, bool(where & 1))
                 _mark_fragment(packet, fragment, _MAX_LENGTH)
                 return
-        elif kind == _ROUTING:
-            if view[3]:  # segments left: we are not a router
-                raise WireError("ip_source_route")
-        else:
-            _check_options6(view[2:length])
+        field, at = at, at + length
 
 
-def _check_options6(options: memoryview) -> None:
-    """Refuse options that may not be skipped by who does not know them (RFC 8200 4.2)."""
-    at, end, count = 0, len(options), 0
+def _extension_len(kind: int, header: memoryview) -> int:
+    return 8 if kind == _FRAGMENT else (header[1] + 1) << 3
+
+
+def _check_extension(packet: Packet, kind: int, field: int, at: int) -> None:
+    """Refuse what we may not pass over in the header at ``at``, which ``field`` names."""
+    view = packet.view
+    if kind == _HOP_BY_HOP and field != _NEXT_HEADER6:
+        # RFC 8200 4: it comes first, or its number means nothing.
+        raise HeaderProblem("ip_extension", packet, Problem.UNKNOWN_NEXT_HEADER, field)
+    if kind == _ROUTING and view[at + 3]:
+        # Segments left, and we are not a router: RFC 8200 4.4 has the pointer at the type.
+        raise HeaderProblem("ip_source_route", packet, Problem.ERRONEOUS_FIELD, at + 2)
+    if kind in (_HOP_BY_HOP, _DESTINATION):
+        _check_options6(packet, at + 2, at + _extension_len(kind, view[at:]))
+
+
+def _check_options6(packet: Packet, at: int, end: int) -> None:
+    """Refuse options that may not be skipped by who does not know them (RFC 8200 4.2).
+
+    Those that begin with 10 are answered even to a multicast address, but by its members, and we
+    are in no group: :func:`~.icmp.may_answer_with_error` has the last word on both.
+    """
+    options, count = packet.view, 0
     while at < end:
         count += 1
-        if count > _MAX_OPTIONS or options[at] & _MUST_KNOW:
+        action = options[at] & _ACTION
+        if count > _MAX_OPTIONS or action == _ACTION_DISCARD:
             raise WireError("ip_option")
+        if action != _ACTION_SKIP:
+            raise HeaderProblem("ip_option", packet, Problem.UNKNOWN_OPTION, at)
         if options[at] == _PAD1:
             at += 1
             continue
@@ -252,6 +340,21 @@ def header(src: bytes, dst: bytes, protocol: int, length: int, *, hop_limit: int
     return _HEADER4.pack(
         0x45, 0, total, 0, _DONT_FRAGMENT, hop_limit, protocol, checksum.finish(words), src, dst
     )
+
+
+def readdress(packet: Packet, src: bytes, dst: bytes) -> None:
+    """Change the addresses of ``packet`` in place; its view is writable. Nothing is done about the
+    checksum of its payload."""
+    view = packet.view
+    packet.src, packet.dst = src, dst
+    if packet.version == 6:
+        view[8:40] = src + dst
+        return
+    view[12:20] = src + dst
+    view[10:12] = bytes(2)
+    header_len = (view[0] & 0xF) << 2
+    field = checksum.finish(int.from_bytes(view[:header_len], "big"))
+    view[10:12] = field.to_bytes(2, "big")
 
 
 def is_martian_destination(dst: bytes) -> bool:

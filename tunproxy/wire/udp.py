@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 HEADER_LEN = 8
 _HEADER = struct.Struct("!HHHH")
+_CHECKSUM_OFFSET = 6
 
 
 class Datagram:
@@ -52,11 +53,32 @@ def _checksum_holds(packet: Packet, view: memoryview, received: int) -> bool:
     return checksum.is_valid(pseudo + checksum.add(view))
 
 
-def emit(src: bytes, src_port: int, dst: bytes, dst_port: int, payload: Buffer) -> list[Buffer]:
-    """A whole packet to write to the TUN: virtio_net_hdr with all headers, then ``payload``."""
+def quote(src: bytes, src_port: int, dst: bytes, dst_port: int, length: int) -> bytes:
+    """The headers of a datagram with ``length`` octets of payload, for an error to quote.
+
+    What is left out are the checksum of the payload, which nobody looks at in a quote (RFC 1122
+    3.2.2), and options that the packet may have had.
+    """
+    length += HEADER_LEN
+    return ip.header(src, dst, ip.UDP, length) + _HEADER.pack(src_port, dst_port, length, 0)
+
+
+def emit(
+    src: bytes, src_port: int, dst: bytes, dst_port: int, payload: Buffer, *, partial: bool = False
+) -> list[Buffer]:
+    """A whole packet to write to the TUN: virtio_net_hdr with all headers, then ``payload``.
+
+    ``partial``: leave the checksum of the payload to the kernel, which computes none for itself.
+    """
     length = HEADER_LEN + len(payload)
-    bare = _HEADER.pack(src_port, dst_port, length, 0)
     total = checksum.pseudo_header(src, dst, ip.UDP, length)
-    total += checksum.add(bare) + checksum.add(payload)
-    header = _HEADER.pack(src_port, dst_port, length, checksum.finish(total) or 0xFFFF)
-    return [offload.NONE + ip.header(src, dst, ip.UDP, length) + header, payload]
+    if partial:
+        start = ip.HEADER4_LEN if len(src) == 4 else ip.HEADER6_LEN
+        lead = offload.needs_checksum(start + HEADER_LEN, start, _CHECKSUM_OFFSET)
+        field = checksum.fold(total)
+    else:
+        lead = offload.NONE
+        total += checksum.add(_HEADER.pack(src_port, dst_port, length, 0)) + checksum.add(payload)
+        field = checksum.finish(total) or 0xFFFF
+    header = _HEADER.pack(src_port, dst_port, length, field)
+    return [lead + ip.header(src, dst, ip.UDP, length) + header, payload]

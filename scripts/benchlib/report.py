@@ -1,0 +1,120 @@
+"""What was found: samples, their medians and ratios, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from scripts.benchlib.metrics import FIGURES
+from scripts.benchlib.peers import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One figure of one peer in one round."""
+
+    round: int
+    peer: str
+    figure: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """The median of a peer's samples, the extremes, and the median of the ratios to the baseline
+    of the same round."""
+
+    median: float
+    least: float
+    most: float
+    ratio: float | None
+
+
+def cells(samples: Iterable[Sample]) -> dict[str, dict[str, Cell]]:
+    """By figure and peer, in the order of :data:`FIGURES`."""
+    by_place: dict[str, dict[str, dict[int, float]]] = {}
+    for sample in samples:
+        peers = by_place.setdefault(sample.figure, {})
+        peers.setdefault(sample.peer, {})[sample.round] = sample.value
+    return {
+        name: {
+            peer: _cell(rounds, by_place[name].get(figure.baseline, {}))
+            for peer, rounds in by_place[name].items()
+        }
+        for name, figure in FIGURES.items()
+        if name in by_place
+    }
+
+
+def _cell(rounds: dict[int, float], baseline: dict[int, float]) -> Cell:
+    values = list(rounds.values())
+    ratios = [value / baseline[number] for number, value in rounds.items() if baseline.get(number)]
+    return Cell(
+        statistics.median(values),
+        min(values),
+        max(values),
+        statistics.median(ratios) if ratios else None,
+    )
+
+
+def table(samples: Iterable[Sample], peers: list[str]) -> str:
+    """A Markdown table: a row for each figure, medians, with ratios to its baseline: that is
+    :data:`BASELINE` where the row does not say otherwise."""
+    titles = [name if name == BASELINE else f"{name} | ratio" for name in peers]
+    columns = sum(1 if name == BASELINE else 2 for name in peers)
+    lines = [f"| | {' | '.join(titles)} |", f"|---|{'---:|' * columns}"]
+    for name, found in cells(samples).items():
+        figure = FIGURES[name]
+        row = [f"{figure.title}, {figure.unit}"]
+        if figure.baseline != BASELINE:
+            row[0] += f" (ratio to {figure.baseline})"
+        for peer in peers:
+            cell = found.get(peer)
+            row.append(f"{cell.median:,.{digits(cell.median)}f}" if cell else "")
+            if peer != BASELINE:
+                row.append(f"{cell.ratio:.2f}" if cell and cell.ratio is not None else "")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def digits(value: float) -> int:
+    """How many digits after the point are of interest."""
+    return 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+
+
+def machine() -> dict[str, Any]:
+    """Where and when it was measured."""
+    ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr
+    cpu = [
+        line.partition(":")[2].strip()
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cores": os.cpu_count(),
+        "cpu": cpu[0] if cpu else platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "ssh": ssh.strip(),
+        "load_before": os.getloadavg(),
+    }
+
+
+def write_json(path: pathlib.Path, about: dict[str, Any], samples: Iterable[Sample]) -> None:
+    """Everything that was found."""
+    found = list(samples)
+    summary = {
+        figure: {peer: dataclasses.asdict(cell) for peer, cell in row.items()}
+        for figure, row in cells(found).items()
+    }
+    content = {**about, "summary": summary, "samples": [dataclasses.asdict(s) for s in found]}
+    path.write_text(json.dumps(content, indent=1) + "\n")

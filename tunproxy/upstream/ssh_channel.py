@@ -1,0 +1,259 @@
+"""A direct-tcpip channel that takes and gives its data past asyncssh's code (see ``ssh_fast``).
+
+Read RFC 4254 section 5 and asyncssh's ``channel.py`` before editing. The states of a channel, its
+requests, EOF and CLOSE are asyncssh's; here are CHANNEL_DATA and WINDOW_ADJUST.
+
+What the server's window, a key exchange or a full transport does not let through waits in
+asyncssh's send buffer, where ``get_write_buffer_size`` counts it. The server's window is opened by
+what was delivered, and never beyond what is held for a session that does not read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import asyncssh
+from asyncssh.channel import SSHChannel
+from asyncssh.constants import MSG_CHANNEL_WINDOW_ADJUST
+from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
+
+from .turns import SPARSE_BYTES
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from .turns import Turns
+
+ADJUST_BYTES = 256 * 1024
+"""After how many octets a channel's window is opened again; half the window, if that is less. At
+half of 2 MiB, a server at some distance would stand still half of the time."""
+
+_JOINED_LEN = 2048
+"""Up to which length held data are joined: an object costs more than a hundred octets."""
+
+
+class DataSender:
+    """What a connection on the fast path offers to its channels; its ``send_packet``, too, takes
+    views of what may change after it has returned."""
+
+    @property
+    def seals(self) -> bool:
+        """Whether what is sent takes the fast path, now or after the key exchange."""
+        raise NotImplementedError
+
+    turns: Turns
+    """Who waits because the transport is full."""
+
+    def send_data(self, number: int, data: memoryview, most: int) -> int:
+        """Send ``data`` to the server's channel ``number`` in packets of up to ``most`` octets.
+
+        Returns:
+            How many were sent, from the beginning: none during a key exchange.
+        """
+        raise NotImplementedError
+
+
+class DataTaker(SSHChannel[bytes]):
+    """A channel that is given its packets by a connection on the fast path."""
+
+    def take(self, data: bytes) -> None:
+        """CHANNEL_DATA has come.
+
+        Raises:
+            ProtocolError: the other end must not send it.
+        """
+        raise NotImplementedError
+
+    def take_control(self, kind: int, fields: bytes) -> None:
+        """Another packet for this channel has come; ``fields`` begin behind its number.
+
+        Raises:
+            ProtocolError: the other end must not send it.
+        """
+        try:
+            self.process_packet(kind, 0, SSHPacket(fields))
+        except PacketDecodeError as error:
+            raise asyncssh.ProtocolError(str(error)) from None
+
+
+class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
+    """A direct-tcpip channel; on a connection that is no DataSender it is as asyncssh made it."""
+
+    def __init__(
+        self,
+        connection: asyncssh.SSHClientConnection | asyncssh.SSHServerConnection,
+        loop: asyncio.AbstractEventLoop,
+        encoding: None,
+        errors: str,
+        window: int,
+        max_pktsize: int,
+    ) -> None:
+        self._fast = connection if isinstance(connection, DataSender) else None
+        self._adjust_bytes = min(ADJUST_BYTES, window // 2)
+        self._held = 0
+        """Octets in the buffer of what is not delivered."""
+        self._awaits_turn = False
+        self._period = 0
+        self._sparse = SPARSE_BYTES
+        """What may still be sent past others in this period of a full transport."""
+        super().__init__(connection, loop, encoding, errors, window, max_pktsize)
+
+    def data_sent(self, size: int) -> None:
+        """``size`` octets of data were handed to the transport."""
+
+    def set_window(self, window: int, adjust_bytes: int = ADJUST_BYTES) -> None:
+        """Let the server send up to ``window`` octets ahead of what was delivered, and tell it
+        after every ``adjust_bytes``. A smaller window takes effect as data come in."""
+        self._init_recv_window = window
+        self._adjust_bytes = min(adjust_bytes, window // 2)
+        self._open_window()
+
+    def take(self, data: bytes) -> None:
+        """See :class:`DataTaker`."""
+        size = len(data)
+        if self._recv_state != "open":
+            raise asyncssh.ProtocolError("Channel not open for sending")
+        if size > self._recv_window:
+            raise asyncssh.ProtocolError("Window exceeded")
+        if not size or self._send_state in ("close_pending", "closed"):
+            return
+        self._recv_window -= size
+        if not self._recv_paused:
+            self._deliver_data(data, None)
+            return
+        held = self._recv_buf
+        self._held += size
+        if held and len(held[-1][0]) + size <= _JOINED_LEN:
+            data = held.pop()[0] + data
+        held.append((data, None))
+
+    def write(self, data: bytes | memoryview, datatype: int | None = None) -> None:
+        """See asyncssh; ``data`` may change after this has returned."""
+        fast = self._fast
+        if fast is None or datatype is not None or self._send_state != "open" or not fast.seals:
+            super().write(cast("bytes", data), datatype)
+            return
+        rest = memoryview(data)
+        if not self._send_buf and self._may_send(fast.turns, len(rest)):
+            rest = self._send_now(fast, rest)
+        if rest:
+            self._send_buf.append((cast("bytearray", bytes(rest)), None))
+            self._send_buf_len += len(rest)
+            self._await_turn(fast.turns)
+            self._pause_resume_writing()
+
+    def flush(self) -> None:
+        """Keys have been exchanged: send what was waiting for it."""
+        if self._send_buf:
+            self._flush_send_buf()
+
+    def _flush_send_buf(self) -> None:
+        fast = self._fast
+        if fast is None or not fast.seals:
+            super()._flush_send_buf()
+            return
+        if self._send_buf and fast.turns.is_full:
+            self._await_turn(fast.turns)
+            return
+        while self._send_buf and self._send_window:
+            data, _ = self._send_buf[0]
+            rest = self._send_now(fast, memoryview(data))
+            self._send_buf_len -= len(data) - len(rest)
+            if rest:
+                self._send_buf[0] = (cast("bytearray", rest), None)
+                break
+            del self._send_buf[0]
+        if self._send_buf and self._send_window:
+            self._pause_resume_writing()  # the rest waits for the keys
+        else:
+            super()._flush_send_buf()
+
+    def take_turn(self, most: int) -> bool:
+        """See :class:`tunproxy.upstream.turns.Sender`."""
+        self._awaits_turn = False
+        fast = self._fast
+        if fast is None or not fast.seals or not self._send_buf:
+            return False
+        while most and self._send_buf and self._send_window:
+            data, _ = self._send_buf[0]
+            piece = memoryview(data)[:most]
+            sent = len(piece) - len(self._send_now(fast, piece))
+            self._send_buf_len -= sent
+            most -= sent
+            if sent < len(data):
+                self._send_buf[0] = (cast("bytearray", memoryview(data)[sent:]), None)
+                if sent < len(piece):
+                    break
+            else:
+                del self._send_buf[0]
+        if self._send_buf:
+            self._pause_resume_writing()
+            self._awaits_turn = not most and self._send_window > 0
+            return self._awaits_turn
+        super()._flush_send_buf()  # an EOF may be next
+        return False
+
+    def _may_send(self, turns: Turns, size: int) -> bool:
+        """Whether ``size`` octets need not wait for others."""
+        if not turns.is_full:
+            return True
+        if self._period != turns.period:
+            self._period = turns.period
+            self._sparse = SPARSE_BYTES
+        self._sparse -= size
+        return self._sparse >= 0
+
+    def _await_turn(self, turns: Turns) -> None:
+        if turns.is_full and not self._awaits_turn:
+            self._awaits_turn = True
+            turns.wait(self)
+
+    def _send_now(self, fast: DataSender, data: memoryview) -> memoryview:
+        """Send of ``data`` what the window allows; returns the rest."""
+        number = self._send_chan
+        while data and self._send_window and number is not None:
+            sent = fast.send_data(number, data[: self._send_window], self._send_pktsize)
+            if not sent:
+                break
+            self._send_window -= sent
+            data = data[sent:]
+            self.data_sent(sent)
+        return data
+
+    def _deliver_data(self, data: bytes, datatype: int | None) -> None:
+        if self._fast is None:
+            super()._deliver_data(data, datatype)
+            return
+        if self._held:
+            self._held -= len(data)  # delivered at once is only what finds nothing held
+        self._open_window()
+        if self._session is not None:
+            self._session.data_received(data, datatype)
+
+    def _open_window(self) -> None:
+        adjust = self._init_recv_window - self._recv_window - self._held
+        if adjust >= self._adjust_bytes and self._send_chan is not None:
+            self._recv_window += adjust
+            self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(adjust))
+
+    async def _open_forward(
+        self,
+        session_factory: Callable[[], Any],
+        chantype: bytes,
+        *args: bytes,
+    ) -> Any:
+        if self._fast is None:
+            return await super()._open_forward(session_factory, chantype, *args)
+        packet = await self._open(chantype, *args)
+        packet.check_end()
+        session = self._session = session_factory()
+        session.connection_made(self)
+        session.session_started()
+        # Not from within this call: asyncssh makes a task for it.
+        self._loop.call_soon(self._begin_reading)
+        return session
+
+    def _begin_reading(self) -> None:
+        if self._recv_paused == "starting":
+            self.resume_reading()

@@ -1,0 +1,61 @@
+"""Whose turn it is to send when all cannot: deficit round robin (Shreedhar and Varghese, 1995).
+
+While the transport takes what it is given, nobody waits and nothing is asked here. When it is full,
+a sender that has more to say waits; as soon as the transport has drained, all that wait send a
+quantum each, in turn, until it is full again. So what one flow sends, however much, is before
+another's next octets by no more than the transport holds and a quantum for each that waits.
+
+Who has sent little since the transport filled up does not wait at all: a request, a keystroke.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final, Protocol
+
+QUANTUM_BYTES: Final = 32 * 1024
+"""What one sender sends in its turn: a packet of the largest size that SSH has."""
+
+SPARSE_BYTES: Final = 4 * 1024
+"""What anybody may send without waiting, each time the transport is full."""
+
+
+class Sender(Protocol):
+    """Somebody who waits for his turn."""
+
+    def take_turn(self, most: int) -> bool:
+        """Send up to ``most`` octets; return whether there is more that could be sent."""
+
+
+class Turns:
+    """The senders that share one transport."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        """The transport takes no more for now."""
+        self.period = 0
+        """How often it has been full."""
+        self._waiting: deque[Sender] = deque()
+
+    def fill(self) -> None:
+        """The transport is full."""
+        if not self.is_full:
+            self.is_full = True
+            self.period += 1
+
+    def drain(self) -> None:
+        """The transport has room: let those who wait send, until it is full again."""
+        self.is_full = False
+        waiting = self._waiting
+        while waiting and not self.is_full:
+            sender = waiting.popleft()
+            if sender.take_turn(QUANTUM_BYTES):
+                waiting.append(sender)
+
+    def wait(self, sender: Sender) -> None:
+        """``sender``, who does not wait yet, has something to send."""
+        self._waiting.append(sender)
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)

@@ -1,0 +1,434 @@
+"""Datagrams by way of badvpn's udpgw, a daemon that listens on the server's loopback.
+
+Read badvpn's ``protocol/packetproto.h``, ``protocol/udpgw_proto.h`` and ``udpgw/udpgw.c`` before
+editing. The stream is a sequence of packets: two octets of length, one of flags, two of connection
+number (all little-endian so far), and, but for a keepalive, an address of 4 or 16 octets, a port
+(both in network order) and the payload.
+
+A *connection* is a local socket and one target. The daemon gives each its own port, and says the
+connection's target for whatever comes to that port: mapping and filtering depend on the endpoint,
+and there are no errors, no echoes and no names. So names are looked up here, by ``resolve``.
+
+Limits. The daemon keeps 256 connections of a client and closes the longest unused, so we do the
+same; a number that is used again says REBIND. It ends a stream that was silent for 20 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+import logging
+import struct
+from collections import Counter, OrderedDict, deque
+from typing import TYPE_CHECKING
+
+from ..errors import OpenFailed, ServerError
+from .relay_common import Batch, keep_running
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from .base import Buffer, DatagramError, RelayHandler, Stream, Upstream
+
+DEFAULT_ADDRESS = ("127.0.0.1", 7300)
+
+KEEPALIVE, REBIND, DNS, IPV6 = 1, 2, 4, 8
+"""Flags. DNS, never sent here, asks for the daemon's own name server in place of the address."""
+
+KEEPALIVE_S = 10.0
+MAX_CONNECTIONS = 256
+
+NAME_S = 60.0
+MAX_NAMES = 1024
+MAX_LOOKUPS = 64
+MAX_WAITING = 16
+"""Datagrams that wait for one name."""
+MAX_WAITING_BYTES = 64 * 1024
+
+_LENGTH = struct.Struct("<H")
+_HEAD = struct.Struct("<HBH")
+_HEAD4 = struct.Struct(">4sH")
+_HEAD6 = struct.Struct(">16sH")
+
+log = logging.getLogger(__name__)
+
+
+class UdpgwUnavailable(ServerError):
+    """No udpgw answers on the server; the text says why."""
+
+
+class Udpgw:
+    """A :class:`~tunproxy.upstream.base.Relay`. All calls from the loop it was made in."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        resolve: Callable[[str], Awaitable[Sequence[str]]],
+        address: tuple[str, int] = DEFAULT_ADDRESS,
+    ) -> None:
+        """``resolve`` finds literal addresses on the server's side, the best first; none: there is
+        no such name."""
+        self.counters: Counter[str] = Counter()
+        """What was dropped, by reason."""
+        self.remote_counters: dict[str, int] = {}
+        """The daemon tells nothing."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when there is a stream, or none any more: :attr:`features` are others now."""
+        self._upstream = upstream
+        self._address = address
+        self._names = _Names(resolve, self.counters)
+        self._link: _Link | None = None
+        self._lost = asyncio.Event()
+        self._lost.set()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a stream to the daemon."""
+        return self._link is not None
+
+    @property
+    def features(self) -> frozenset[str]:
+        return frozenset() if self._link is None else frozenset({"udp4", "udp6"})
+
+    async def start(self) -> None:
+        """Connect to the daemon, if that is not done.
+
+        Raises:
+            UdpgwUnavailable: it does not work out; why.
+        """
+        if self._link is not None:
+            return
+        host, port = self._address
+        link = _Link(self.counters, self._link_lost)
+        try:
+            stream = await self._upstream.open(host, port, ("127.0.0.1", 0), link)
+        except OpenFailed as error:
+            raise UdpgwUnavailable(
+                f"no udpgw answers on {host} port {port} of the server ({error}): start "
+                f"badvpn-udpgw there, or choose another way for datagrams"
+            ) from error
+        link.begin(stream)
+        self._link = link
+        self._lost.clear()
+        self.on_change()
+
+    async def run(self) -> None:
+        """Connect again whenever the stream is lost, until cancelled."""
+        await keep_running("udpgw", self.start, self._lost)
+
+    def open(self, handler: RelayHandler, *, version: int = 0) -> UdpgwSocket:
+        """See :meth:`tunproxy.upstream.base.Relay.open`."""
+        return UdpgwSocket(self, handler)
+
+    def echo(
+        self,
+        host: str,
+        payload: bytes,
+        on_reply: Callable[[bytes], None],
+        on_error: Callable[[DatagramError, str | None], None] | None = None,
+        *,
+        version: int = 0,
+        hop_limit: int = 64,
+    ) -> None:
+        """The daemon has no echoes: nobody answers."""
+        self.counters["udpgw_no_echo"] += 1
+
+    def close(self) -> None:
+        """End the stream. The sockets stay, and drop what is sent to them."""
+        self._names.close()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+            self._lost.set()
+
+    # UdpgwSocket
+
+    def send(self, socket: UdpgwSocket, host: str, port: int, payload: Buffer) -> None:
+        """Send a datagram, as soon as ``host`` is known."""
+        link = self._link
+        if link is None:
+            self.counters["udpgw_down"] += 1
+            return
+        connection = link.find((socket, host, port))
+        if connection is not None:
+            link.send(connection, payload)
+            return
+        literal = packed(host)
+        if literal is not None:
+            link.send(link.connect((socket, host, port), literal), payload)
+            return
+        octets = bytes(payload)
+
+        def found(address: bytes) -> None:
+            if self._link is link and socket.handler is not None:
+                known = link.find((socket, host, port))
+                link.send(known or link.connect((socket, host, port), address), octets)
+
+        self._names.find(host, len(octets), found)
+
+    def forget(self, socket: UdpgwSocket) -> None:
+        """``socket`` is closed."""
+        if self._link is not None:
+            self._link.forget(socket)
+
+    def _link_lost(self) -> None:
+        log.warning("the stream to udpgw on the server is lost")
+        self._link = None
+        self._lost.set()
+        self.on_change()
+
+
+class UdpgwSocket:
+    """A :class:`~tunproxy.upstream.base.RelaySocket`; it has a port for each target."""
+
+    def __init__(self, relay: Udpgw, handler: RelayHandler) -> None:
+        self.handler: RelayHandler | None = handler
+        self._relay = relay
+
+    def send(self, host: str, port: int, payload: Buffer, *, whole: bool = False) -> None:
+        if self.handler is not None:
+            self._relay.send(self, host, port, payload)
+
+    def close(self) -> None:
+        if self.handler is not None:
+            self.handler = None
+            self._relay.forget(self)
+
+
+@dataclasses.dataclass
+class _Connection:
+    """One of the daemon's."""
+
+    key: tuple[UdpgwSocket, str, int]
+    number: int
+    address: bytes
+    head: bytes
+    """Address and port, as they are sent."""
+    is_new: bool = True
+
+
+class _Link:
+    """A stream to the daemon, and its handler."""
+
+    def __init__(self, counters: Counter[str], on_lost: Callable[[], None]) -> None:
+        self._counters = counters
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._stream: Stream | None = None
+        self._batch: Batch
+        self._keeper: asyncio.TimerHandle | None = None
+        self._rest = b""
+        self._connections: OrderedDict[tuple[UdpgwSocket, str, int], _Connection] = OrderedDict()
+        """The longest unused first."""
+        self._by_number: dict[int, _Connection] = {}
+        self._by_socket: dict[UdpgwSocket, set[int]] = {}
+        self._free: deque[int] = deque(range(MAX_CONNECTIONS))
+
+    def begin(self, stream: Stream) -> None:
+        """It is open."""
+        self._stream = stream
+        self._batch = Batch(stream, self._counters, "udpgw")
+        self._keep_alive()
+
+    def close(self) -> None:
+        """End it; nobody is told."""
+        stream = self._stream
+        self._end()
+        if stream is not None:
+            stream.abort()
+
+    # Sending
+
+    def find(self, key: tuple[UdpgwSocket, str, int]) -> _Connection | None:
+        """The connection of a socket and a target, if there is one."""
+        connection = self._connections.get(key)
+        if connection is not None:
+            self._connections.move_to_end(key)
+        return connection
+
+    def connect(self, key: tuple[UdpgwSocket, str, int], address: bytes) -> _Connection:
+        """A new one. The daemon is told by its first datagram."""
+        if not self._free:
+            self._drop(next(iter(self._connections.values())))
+        number = self._free.popleft()
+        head = (_HEAD4 if len(address) == 4 else _HEAD6).pack(address, key[2])
+        connection = _Connection(key, number, address, head)
+        self._connections[key] = self._by_number[number] = connection
+        self._by_socket.setdefault(key[0], set()).add(number)
+        return connection
+
+    def send(self, connection: _Connection, payload: Buffer) -> None:
+        if not self._batch.takes(len(payload)):
+            return
+        flags = IPV6 if len(connection.address) == 16 else 0
+        if connection.is_new:
+            flags |= REBIND
+            connection.is_new = False
+        length = _HEAD.size - 2 + len(connection.head) + len(payload)
+        head = _HEAD.pack(length, flags, connection.number) + connection.head
+        self._batch.add(head, payload)
+
+    def forget(self, socket: UdpgwSocket) -> None:
+        """``socket`` is closed."""
+        for number in tuple(self._by_socket.get(socket, ())):
+            self._drop(self._by_number[number])
+
+    def _drop(self, connection: _Connection) -> None:
+        socket = connection.key[0]
+        del self._connections[connection.key], self._by_number[connection.number]
+        self._by_socket[socket].discard(connection.number)
+        if not self._by_socket[socket]:
+            del self._by_socket[socket]
+        # Behind all others: late datagrams of this one should not meet a new one.
+        self._free.append(connection.number)
+
+    def _keep_alive(self) -> None:
+        self._batch.add(_HEAD.pack(_HEAD.size - 2, KEEPALIVE, 0))
+        self._keeper = self._loop.call_later(KEEPALIVE_S, self._keep_alive)
+
+    # StreamHandler
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        at, end = 0, len(data)
+        while end - at >= _LENGTH.size:
+            behind = at + _LENGTH.size + _LENGTH.unpack_from(data, at)[0]
+            if behind > end:
+                break
+            try:
+                self._received(data, at, behind)
+            except Exception:
+                log.exception("a handler of datagrams raised")
+                self._counters["udpgw_handler"] += 1
+            at = behind
+        self._rest = data[at:]
+
+    def eof_received(self) -> None:
+        """The daemon has ended it, or has enough clients."""
+        stream = self._stream
+        if stream is not None:
+            self._end()
+            stream.abort()
+            self._on_lost()
+
+    def backlog_changed(self) -> None:
+        """The batch looks itself."""
+
+    def connection_lost(self, *, reset: bool) -> None:
+        if self._stream is not None:
+            self._end()
+            self._on_lost()
+
+    def _received(self, data: bytes, at: int, behind: int) -> None:
+        """Handle the packet ``data[at:behind]``."""
+        if behind - at < _HEAD.size:
+            self._counters["udpgw_malformed"] += 1
+            return
+        _, flags, number = _HEAD.unpack_from(data, at)
+        if flags & KEEPALIVE:
+            return
+        place = _HEAD6 if flags & IPV6 else _HEAD4
+        at += _HEAD.size
+        if behind - at < place.size:
+            self._counters["udpgw_malformed"] += 1
+            return
+        connection = self._by_number.get(number)
+        if connection is None or connection.head != data[at : at + place.size]:
+            self._counters["udpgw_late"] += 1
+            return
+        socket, host, port = connection.key
+        self._connections.move_to_end(connection.key)
+        assert socket.handler is not None
+        socket.handler.datagram_received(host, port, data[at + place.size : behind])
+
+    def _end(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+        if self._stream is not None:
+            self._batch.close()
+            self._stream = None
+
+
+class _Name:
+    def __init__(self) -> None:
+        self.address: bytes | None = None
+        self.expires_at = 0.0
+        self.waiting: deque[tuple[int, Callable[[bytes], None]]] | None = deque()
+        """``None``: nothing is being looked up."""
+
+
+class _Names:
+    """Looks names up, remembers them for a minute, and lets datagrams wait meanwhile."""
+
+    def __init__(
+        self, resolve: Callable[[str], Awaitable[Sequence[str]]], counters: Counter[str]
+    ) -> None:
+        self._resolve = resolve
+        self._counters = counters
+        self._loop = asyncio.get_running_loop()
+        self._known: OrderedDict[str, _Name] = OrderedDict()
+        self._lookups: set[asyncio.Task[None]] = set()
+
+    def find(self, host: str, size: int, action: Callable[[bytes], None]) -> None:
+        """Call ``action`` with the address of ``host``, at once or later, if there is one."""
+        name = self._known.get(host)
+        if name is not None and name.waiting is None and name.expires_at > self._loop.time():
+            if name.address is None:
+                self._counters["udpgw_no_address"] += 1
+            else:
+                action(name.address)
+            return
+        if name is None or name.waiting is None:
+            if len(self._lookups) >= MAX_LOOKUPS:
+                self._counters["udpgw_resolver_full"] += 1
+                return
+            name = self._look_up(host)
+        assert name.waiting is not None
+        name.waiting.append((size, action))
+        while (
+            len(name.waiting) > MAX_WAITING
+            or sum(size for size, _ in name.waiting) > MAX_WAITING_BYTES
+        ):
+            name.waiting.popleft()
+            self._counters["udpgw_waiting"] += 1
+
+    def close(self) -> None:
+        for task in self._lookups:
+            task.cancel()
+        self._known.clear()
+
+    def _look_up(self, host: str) -> _Name:
+        self._known.pop(host, None)
+        if len(self._known) >= MAX_NAMES:
+            del self._known[next(h for h, name in self._known.items() if name.waiting is None)]
+        name = self._known[host] = _Name()
+        task = asyncio.create_task(self._find(host, name), name="udpgw-name")
+        self._lookups.add(task)
+        task.add_done_callback(self._lookups.discard)
+        return name
+
+    async def _find(self, host: str, name: _Name) -> None:
+        try:
+            found = await self._resolve(host)
+        except (OSError, ServerError, OpenFailed) as error:
+            log.debug("cannot look %s up: %s", host, error)
+            found = ()
+        addresses = (packed(address) for address in found)
+        name.address = next((address for address in addresses if address is not None), None)
+        name.expires_at = self._loop.time() + (NAME_S if name.address else 0.0)
+        waiting, name.waiting = name.waiting, None
+        for _, action in waiting or ():
+            if name.address is None:
+                self._counters["udpgw_no_address"] += 1
+            else:
+                action(name.address)
+
+
+def packed(host: str) -> bytes | None:
+    """The octets of a literal address; ``None``: it is a name."""
+    try:
+        return ipaddress.ip_address(host).packed
+    except ValueError:
+        return None

@@ -1,0 +1,116 @@
+"""How far a server may be ahead of us on each channel: as far as rate times round trip needs.
+
+A channel's window bounds its rate to a window per round trip. 2 MiB are plenty on a short path,
+where a server that may send more only keeps longer queues: sshd's cost per octet grows with them.
+On a long one they are 20 MB/s at 100 ms. So a channel begins with 2 MiB, and when half of its
+window comes in less than a round trip, the window is what holds it back, and is doubled: it settles
+at two to four times what is under way. All channels together share one budget for what goes beyond
+the beginning, since all of it may end up in our memory when nobody reads.
+
+The round trip is the shortest one that the kernel knows (tcp(7), TCP_INFO): the present one grows
+with every queue on the way, and windows that followed it would fill the queues.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIRST_BYTES: Final = 2 * 1024 * 1024
+"""OpenSSH's own choice: 2 MiB in 40 ms are 420 Mbit/s."""
+
+SHORT_S: Final = 0.010
+"""A path with a shorter round trip needs no more than the first: 2 MiB in 10 ms are 1.7 Gbit/s."""
+
+MOST_BYTES: Final = 32 * 1024 * 1024
+"""For one channel: 2.6 Gbit/s at 100 ms."""
+
+BUDGET_BYTES: Final = 128 * 1024 * 1024
+"""For what all channels have beyond the first."""
+
+_TCP_INFO_LEN: Final = 152
+_MIN_RTT: Final = struct.Struct("148xI")
+"""tcpi_min_rtt of struct tcp_info, in microseconds (include/uapi/linux/tcp.h)."""
+_UNKNOWN: Final = 0xFFFFFFFF
+
+
+class Budget:
+    """What the windows of all channels may have beyond their beginnings."""
+
+    def __init__(self, most: int = BUDGET_BYTES) -> None:
+        self._left = most
+
+    def take(self, octets: int) -> bool:
+        """Take ``octets``; False: there is not so much left."""
+        if octets > self._left:
+            return False
+        self._left -= octets
+        return True
+
+    def give_back(self, octets: int) -> None:
+        """Return what was taken."""
+        self._left += octets
+
+
+class Growth:
+    """One channel's window. ``size``: its octets."""
+
+    __slots__ = ("_began_at", "_budget", "_came", "_half", "size")
+
+    def __init__(self, budget: Budget) -> None:
+        self.size = FIRST_BYTES
+        self._budget = budget
+        self._half = FIRST_BYTES // 2
+        self._came = 0
+        self._began_at = 0.0
+
+    def take(self, octets: int, clock: Callable[[], float], round_trip: RoundTrip) -> bool:
+        """``octets`` have come and were delivered at once; return whether the window has grown."""
+        self._came += octets
+        if self._came < self._half:
+            return False
+        now = clock()
+        elapsed, self._began_at, self._came = now - self._began_at, now, 0
+        way = round_trip.shortest()
+        if way < SHORT_S or elapsed > way or self.size >= MOST_BYTES:
+            return False
+        if not self._budget.take(self.size):
+            return False
+        self.size *= 2
+        self._half = self.size // 2
+        return True
+
+    def pause(self) -> None:
+        """What comes is held for a while: the window is not what holds it back, and what is held
+        will be delivered faster than it came."""
+        self._began_at = 0.0
+        self._came = -self.size
+
+    def close(self) -> None:
+        """The channel is gone."""
+        self._budget.give_back(self.size - FIRST_BYTES)
+        self.size = FIRST_BYTES
+
+
+class RoundTrip:
+    """The way to the server and back, over ``sock``; zero where it is not known."""
+
+    def __init__(self, sock: socket.socket | None) -> None:
+        self._socket = sock
+
+    def shortest(self) -> float:
+        """The shortest round trip of the last minutes, in seconds."""
+        if self._socket is None:
+            return 0.0
+        try:
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_LEN)
+        except (OSError, ValueError):
+            return 0.0  # a ProxyCommand's socket; or one that is closed, which uvloop finds invalid
+        if len(info) < _TCP_INFO_LEN:
+            return 0.0
+        microseconds: int = _MIN_RTT.unpack(info)[0]
+        return 0.0 if microseconds == _UNKNOWN else microseconds / 1e6
