@@ -208,7 +208,8 @@ def test_scale_above_14_counts_as_14(dial: Dialler) -> None:
     peer, far = opened_with(dial, mss(1460) + wscale(15), 1)
     far.sendall(TEXT)
     flight(peer, 50000)  # so that nothing but the window counts
-    assert 16384 - 1460 <= flight_until_repeated(peer) <= 16384
+    # A sender may keep back what does not fill a segment, or half of what it may send.
+    assert 16384 // 2 <= flight_until_repeated(peer) <= 16384
 
 
 def test_window_of_the_syn_is_not_scaled(dial: Dialler) -> None:

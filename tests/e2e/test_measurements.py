@@ -31,7 +31,7 @@ def test_loss() -> None:
 
 def test_vpn() -> None:
     good_head, _, *good, bad_head, _, down, up = rows(
-        "vpn", "--rounds", "1", "--seconds", "0.5", "--loss", "0", "--rtt", "1"
+        "vpn", "--rounds", "1", "--seconds", "1", "--loss", "0", "--rtt", "1"
     )
     assert (
         good_head[1:]
