@@ -214,9 +214,10 @@ def test_auto_takes_udpgw_where_there_is_no_agent(lab: Lab) -> None:
                 lab.sshd.restart(no_commands)
                 until(lambda: program.status()["udp"] == "udpgw", "another try", 30)
                 assert exchange(lab, ORIGIN4) in BESIDE_ORIGIN
-            first, second = said(program)
+            # Between the two the daemon may have been asked for once more.
+            first, *_, last = said(program)
             assert nobody in first
-            assert second.endswith("udp: udpgw")
+            assert last.endswith("udp: udpgw")
     finally:
         lab.sshd.restart({"PermitTunnel": "yes"})
 

@@ -137,7 +137,9 @@ def test_silent_sources_end() -> None:
         assert closed == {struct.pack(">I", 1), struct.pack(">I", 2)}
         sock.sendto(b"go on", sock.recvfrom(10)[1])
         assert far.received()[0] == 3
-        assert far.counters()["closed_idle"] == 2
+        # The first reports may have been on their way since before the second end.
+        reports = (far.counters() for _ in range(100))
+        assert any(report["closed_idle"] == 2 for report in reports)
 
 
 def test_the_longest_silent_makes_room() -> None:
