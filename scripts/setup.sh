@@ -26,10 +26,23 @@ packages=(
   "tshark tshark"
 )
 
-# Install what is missing, without starting a service of it.
+# The same, for what is measured with and compared with.
+measuring=(
+  "redsocks redsocks"
+  "wrk wrk"
+)
+
+# Print the comment at the top of the script and end, if its arguments ask for help.
+setup_help() {
+  case " $* " in
+  *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$top/scripts/${0##*/}" && exit 0 ;;
+  esac
+}
+
+# Install what is missing, without starting a service of it; arguments are more rows as above.
 setup_machine() {
   local missing=() row
-  for row in "${packages[@]}"; do
+  for row in "${packages[@]}" "$@"; do
     command -v "${row% *}" >/dev/null || missing+=("${row#* }")
   done
   find_python >/dev/null || missing+=(python3-venv)
@@ -56,14 +69,28 @@ setup_machine() {
   )
 }
 
+# Make everything ready that the measuring scripts use. Peers that cannot be had are left out.
+setup_measuring() {
+  setup_machine "${measuring[@]}"
+  setup_venv bench
+  if ! command -v sshuttle >/dev/null && [ ! -x "$venv/sshuttle/bin/sshuttle" ]; then
+    echo "setup: installing sshuttle into $venv/sshuttle" >&2
+    # It does not go into an environment that others use.
+    "$(find_python)" -m venv "$venv/sshuttle" &&
+      "$venv/sshuttle/bin/python" -m pip install -q --disable-pip-version-check sshuttle >&2 ||
+      echo "setup: sshuttle cannot be installed" >&2
+  fi
+}
+
 # Make .venv, if need be, with this checkout in it and the extra requirements named $1.
 setup_venv() {
   local extra=${1:-} stamp=$venv/.setup-done want python
   want="$(cat "$top/pyproject.toml" "$top/scripts/setup.sh" | sha256sum | cut -c1-64) $top"
-  if "$venv/bin/python" -c '' 2>/dev/null && [ -e "$stamp" ]; then
-    # An installation with extras serves one without them as well.
-    case $(cat "$stamp") in "$want $extra" | "$want ${extra:-dev}") return 0 ;; esac
-  else
+  if [ -e "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    # A line for each set of extras; one with extras serves who wants none as well.
+    ! grep -qF "$want $extra" "$stamp" || return 0
+    grep -qF "$want " "$stamp" || rm "$stamp"
+  elif ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     echo "setup: making .venv with $python" >&2
     rm -rf "$venv"
@@ -71,7 +98,7 @@ setup_venv() {
   fi
   "$venv/bin/python" -m pip install -q --disable-pip-version-check \
     -e "$top${extra:+[$extra]}" >&2
-  echo "$want $extra" >"$stamp"
+  echo "$want $extra" >>"$stamp"
 }
 
 # Print a Python of 3.11 or later that can make virtual environments. A shim of pyenv exists for

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests.helpers import lab, lab_tunproxy
+from tests.helpers import lab
+from tests.helpers.processes import command_line, descendants
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,4 +29,4 @@ def _nothing_left_behind() -> Iterator[None]:
     lab.remove_leftovers()
     yield
     assert lab.own_leftovers() == []
-    assert [lab_tunproxy.command_line(pid) for pid in lab_tunproxy.descendants(os.getpid())] == []
+    assert [command_line(pid) for pid in descendants(os.getpid())] == []

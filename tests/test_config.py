@@ -225,6 +225,22 @@ PCAP = '[tun]\npcap = "f"\n'
             "[[dns.rule]]\nsuffix = ['a']\nserver = '10.0.0.53'\nvia = 'tunnel'",
             "dns.rule[0].via: ",
         ),
+        ("[dns]\nsplit = 'a'", "dns.split: expected a list, got a string"),
+        ("[dns]\nsplit = ['a', '*.b']", "dns.split[1]: expected a domain name such as corp.exam"),
+        ("[dns]\nsplit = ['.']", "dns.split[0]: expected a domain name"),
+        ("[dns]\nsplit = ['a']\nmode = 'off'", "dns.split: has no effect, since with dns.mode o"),
+        (
+            "[dns]\nsplit = ['b.a']\nreal = ['c.b.a', 'xb.a']",
+            "dns.real[1]: xb.a is not below dns.split, so it is asked elsewhere: add it there,",
+        ),
+        (
+            "[dns]\nsplit = ['b.a']\nhosts = { 'b.a' = ['192.0.2.1'], 'A' = ['192.0.2.1'] }",
+            "dns.hosts.A: a is not below dns.split",
+        ),
+        (
+            "[dns]\nsplit = ['a']\n[[dns.rule]]\nsuffix = ['a', 'b']\nserver = '10.0.0.53'",
+            "dns.rule[0].suffix[1]: b is not below dns.split",
+        ),
         ('[capture]\nexclude = ["::1", "fc00::/7"]', "capture.exclude[1]: fc00::/7 overlaps dns.f"),
         ('[capture]\nexclude = ["198.18.3.0/24"]', "capture.exclude[0]: 198.18.3.0/24 overlaps"),
         ('[rules]\nfiles = [""]', "rules.files[0]: expected a path"),
@@ -506,6 +522,22 @@ def test_names_in_the_config(tmp_path: pathlib.Path) -> None:
     assert [(rule.suffix, rule.server, rule.via) for rule in dns.rule] == [
         (("corp.example",), "10.0.0.53", "direct")
     ]
+
+
+def test_split_names(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        "[dns]\nsplit = ['Corp.example.']\nreal = ['a.corp.example']\n"
+        "[[dns.rule]]\nsuffix = ['example']\nserver = '10.0.0.53'\n"
+    )
+    config = load(path)
+    assert config.dns.split == ("Corp.example.",)
+    given = overlay(config, Overrides(split_dns=("10.in-addr.arpa",)))
+    assert given.dns.split == ("Corp.example.", "10.in-addr.arpa")
+    with pytest.raises(ConfigError, match=r"^command line: dns\.split: has no effect"):
+        overlay(config, Overrides(dns="off"))
+    with pytest.raises(ConfigError, match=r"^command line: dns\.split\[0\]: expected a domain"):
+        overlay(Config(), Overrides(split_dns=("a..b",)))
 
 
 # ---- where a config comes from

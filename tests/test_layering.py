@@ -56,6 +56,9 @@ TESTED_ELSEWHERE = {
     "app/hubmember.py": "app/test_hubservice.py",
     "cli/run.py": "cli/test_main.py",
     "flow/datagrams.py": "flow/test_engine_udp.py",
+    "flow/dnsforward.py": "flow/test_dnsservice.py",
+    "flow/dnsown.py": "flow/test_nameserver.py",
+    "flow/dnsways.py": "flow/test_nameserver_forwarding.py",
     "flow/mappedflows.py": "flow/test_engine_system.py",
     "flow/refuser.py": "flow/test_engine_refusals.py",
     "flow/settings.py": "flow/test_engine_remote.py",
@@ -66,6 +69,9 @@ TESTED_ELSEWHERE = {
     "upstream/ssh_channel.py": "upstream/test_ssh_fast.py",
     "upstream/ssh_vpn.py": "upstream/test_ssh_tunnel.py",
     "cli/up.py": "cli/test_main.py",
+    "wire/dnsanswer.py": "wire/test_dns.py",
+    "wire/dnsmessage.py": "wire/test_dns.py",
+    "wire/dnsresponse.py": "wire/test_dns.py",
 }
 """Modules that are tested together with another one."""
 

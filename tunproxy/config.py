@@ -113,6 +113,9 @@ class Dns(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """Names with their addresses, or with other names in this table."""
     rule: tuple[DnsRule, ...] = ()
     """Resolvers of some names; where several suffixes match, the longest decides."""
+    split: tuple[str, ...] = ()
+    """Only names at or below these are ours to answer; all others are asked at the resolvers of
+    this machine, outside the tunnel. Empty: all are ours."""
     truthful: Literal["auto"] | bool = "auto"
     """Ask the server's side before a fake address is given out; auto: if it answers quickly."""
     resolve: Literal["auto", "server"] = "auto"
@@ -146,7 +149,7 @@ class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Udp(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How datagrams and pings get through the server."""
+    """How datagrams and pings get through the servers."""
 
     via: UdpVia = "auto"
     """agent: a program that runs there while we are connected. udpgw: badvpn's daemon, which has to
@@ -212,6 +215,8 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     pcap: str | None = None
     pcap_filter: str | None = None
     dns: DnsMode | None = None
+    split_dns: tuple[str, ...] = ()
+    """Added to those of the config."""
     udp: UdpVia | None = None
     gateway: bool = False
     kill_switch: bool = False
@@ -280,7 +285,7 @@ def overlay(config: Config, overrides: Overrides) -> Config:
         pcap=_below(given.pcap, pathlib.Path.cwd()),
         pcap_filter=given.pcap_filter,
     )
-    dns = _replace_given(config.dns, mode=given.dns)
+    dns = _replace_given(config.dns, mode=given.dns, split=config.dns.split + given.split_dns)
     rules = config.rules
     if given.rules is not None:
         rules = msgspec.structs.replace(rules, files=(_rule_option(given.rules),))

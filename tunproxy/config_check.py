@@ -84,6 +84,7 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _dns_problems(config.dns)
     yield from _hosts_problems(config.dns)
     yield from _dns_rule_problems(config.dns)
+    yield from _split_problems(config.dns)
     yield from _cache_problems(config.dns)
     if config.dns.mode != "off":
         yield from _overlap_problems(config.capture, config.dns)
@@ -130,6 +131,11 @@ def canonical_name(name: str) -> str:
     if not name.isascii():
         name = name.encode("idna").decode("ascii")
     return name.lower().removesuffix(".")
+
+
+def is_below(name: str, suffix: str) -> bool:
+    """Whether a canonical name is ``suffix`` or a name below it."""
+    return name == suffix or name.endswith(f".{suffix}")
 
 
 def host_addresses(name: str, hosts: Mapping[str, Sequence[str]]) -> tuple[Address, ...]:
@@ -295,6 +301,39 @@ def _dns_rule_problems(dns: Dns) -> Iterator[Problem]:
                 seen.add(canonical_name(suffix))
         if not _is_dns_server(rule.server):
             yield f"{here}.server", f"expected {_EXPECTED['dns.rule.server']}"
+
+
+def _split_problems(dns: Dns) -> Iterator[Problem]:
+    """What is outside the split is asked elsewhere: to say how we answer it is a mistake."""
+    wrong = [index for index, suffix in enumerate(dns.split) if not _is_domain(suffix)]
+    for index in wrong:
+        yield f"dns.split[{index}]", "expected a domain name such as corp.example"
+    if wrong or not dns.split:
+        return
+    if dns.mode == "off":
+        yield "dns.split", "has no effect, since with dns.mode off no name is asked here"
+    suffixes = [canonical_name(suffix) for suffix in dns.split]
+    outside = "is not below dns.split, so it is asked elsewhere: add it there, or leave it out"
+    for field, text, is_domain in _names_of_options(dns):
+        if not _is_domain(text):
+            continue  # another check says so
+        name = canonical_name(text)
+        # A domain above a suffix still concerns the names below that.
+        if not any(
+            is_below(name, suffix) or (is_domain and is_below(suffix, name)) for suffix in suffixes
+        ):
+            yield field, f"{name} {outside}"
+
+
+def _names_of_options(dns: Dns) -> Iterator[tuple[str, str, bool]]:
+    """Yield where a name is written, the name, and whether it stands for all below it as well."""
+    for index, rule in enumerate(dns.rule):
+        for place, suffix in enumerate(rule.suffix):
+            yield f"dns.rule[{index}].suffix[{place}]", suffix, True
+    for index, name in enumerate(dns.real):
+        yield f"dns.real[{index}]", name, True
+    for name in dns.hosts:
+        yield f"dns.hosts.{name}", name, False
 
 
 def _cache_problems(dns: Dns) -> Iterator[Problem]:

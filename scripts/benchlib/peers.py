@@ -11,11 +11,12 @@ import sys
 from typing import TYPE_CHECKING
 
 from scripts.benchlib.far import BULK, ECHO
-from scripts.benchlib.places import WEB
+from scripts.benchlib.places import RESOLVER4, WEB
 from tests.helpers.lab import DEAD_RESOLVER, ORIGIN4, OUTSIDE4, SSH_PORT
 from tests.helpers.lab_host import REPOSITORY, ip
-from tests.helpers.lab_tunproxy import Tunproxy, resident, server_options
+from tests.helpers.lab_tunproxy import Tunproxy, server_options
 from tests.helpers.lab_wait import until
+from tests.helpers.processes import resident
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,6 +73,8 @@ class Way:
         resolver: to ask for names, where the peer carries DNS.
         datagrams: it carries UDP.
         program: it is ours.
+        crowd: how many may connect at a time: whom a backlog has no room for tries again a second
+            later, or is reset in the end. ssh(1) lets 128 wait.
         others: processes of the host that are not the peer's.
     """
 
@@ -80,6 +83,7 @@ class Way:
     resolver: str | None = None
     datagrams: bool = False
     program: Tunproxy | None = None
+    crowd: int = 100
     others: frozenset[int] = frozenset()
 
     def resident(self) -> int:
@@ -89,11 +93,18 @@ class Way:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Peer:
-    """``start`` is a context manager; ``needs``: programs, with what installs them."""
+    """A program that can be started.
+
+    Attributes:
+        start: a context manager.
+        needs: programs, with what installs them.
+        far_only: beside the server it is the same as another one, and not measured.
+    """
 
     name: str
     start: Callable[[Places, Host], AbstractContextManager[Way]]
     needs: dict[str, str] = dataclasses.field(default_factory=dict)
+    far_only: bool = False
 
     @contextlib.contextmanager
     def run(self, places: Places, host: Host) -> Iterator[Way]:
@@ -173,8 +184,9 @@ def ssh_w(places: Places, host: Host) -> Iterator[Way]:
             until(lambda: not end.run(*has_it, check=False).returncode, "ssh -w", _START_S)  # noqa: B023
             ip("-n", end.name, "addr", "add", own, "peer", peer, "dev", device)
             ip("-n", end.name, "link", "set", device, "up")
-        ip("-n", host.name, "route", "add", ORIGIN4, "dev", device)
-        yield Way(host, resolver=ORIGIN4, datagrams=True)
+        for address in (ORIGIN4, RESOLVER4):
+            ip("-n", host.name, "route", "add", address, "dev", device)
+        yield Way(host, resolver=RESOLVER4, datagrams=True)
 
 
 @contextlib.contextmanager
@@ -191,14 +203,25 @@ def redsocks(places: Places, host: Host) -> Iterator[Way]:
         yield Way(host)
 
 
-@contextlib.contextmanager
-def sshuttle(places: Places, host: Host) -> Iterator[Way]:
-    places.lab.set_resolver(host, DEAD_RESOLVER)
-    login = " ".join(["ssh", *places.lab.sshd.ssh_options()])
-    words = [SSHUTTLE, "--method", "nft", "--dns", "-r", f"root@{OUTSIDE4}", "-e", login]
-    with _running(host, *words, f"{ORIGIN4}/32"):
-        until(lambda: answers(host, ORIGIN4), "sshuttle to work", _START_S)
-        yield Way(host, resolver=DEAD_RESOLVER)
+def sshuttle(method: str) -> Callable[[Places, Host], AbstractContextManager[Way]]:
+    """``sshuttle --method METHOD --dns``; of the methods of Linux ``tproxy`` carries datagrams."""
+
+    @contextlib.contextmanager
+    def start(places: Places, host: Host) -> Iterator[Way]:
+        places.lab.set_resolver(host, DEAD_RESOLVER)
+        login = " ".join(["ssh", *places.lab.sshd.ssh_options()])
+        words = [SSHUTTLE, "--method", method, "--dns", "-r", f"root@{OUTSIDE4}", "-e", login]
+        datagrams = method == "tproxy"
+        if datagrams:
+            # Its manual leaves to the user what brings marked packets back to it.
+            ip("-n", host.name, "rule", "add", "fwmark", "0x01", "lookup", "100")
+            ip("-n", host.name, "route", "add", "local", "default", "dev", "lo", "table", "100")
+        with _running(host, *words, "--disable-ipv6", f"{ORIGIN4}/32"):
+            until(lambda: answers(host, ORIGIN4), f"{SSHUTTLE} to work", _START_S)
+            # It lets ten wait.
+            yield Way(host, resolver=DEAD_RESOLVER, datagrams=datagrams, crowd=10)
+
+    return start
 
 
 @contextlib.contextmanager
@@ -220,7 +243,7 @@ def up(stack: str, *options: str) -> Callable[[Places, Host], AbstractContextMan
     def start(places: Places, host: Host) -> Iterator[Way]:
         words = ("up", "--stack", stack, "--include", f"{ORIGIN4}/32", *options)
         with _ours(places, host, *words) as program:
-            yield Way(host, resolver=ORIGIN4, datagrams=True, program=program)
+            yield Way(host, resolver=RESOLVER4, datagrams=True, program=program)
 
     return start
 
@@ -229,9 +252,9 @@ def up(stack: str, *options: str) -> Callable[[Places, Host], AbstractContextMan
 def vpn(places: Places, host: Host) -> Iterator[Way]:
     number = next(_numbers)
     addresses = ("--local", f"10.79.{number}.2/30", "--peer", f"10.79.{number}.1")
-    words = ("vpn", "--remote-setup", *addresses, "--route", f"{ORIGIN4}/32")
-    with _ours(places, host, *words) as program:
-        yield Way(host, resolver=ORIGIN4, datagrams=True, program=program)
+    routes = [word for address in (ORIGIN4, RESOLVER4) for word in ("--route", f"{address}/32")]
+    with _ours(places, host, "vpn", "--remote-setup", *addresses, *routes) as program:
+        yield Way(host, resolver=RESOLVER4, datagrams=True, program=program)
 
 
 def answers(host: Host, address: str) -> bool:
@@ -248,17 +271,27 @@ BASELINE = "ssh -L"
 SESSION = "ssh -L + session"
 """With a session on its connection sshd sets TCP_NODELAY, which matters on a long path."""
 
+PACKETS = "ssh -w"
+"""The baseline for what a forwarding of ssh does not carry."""
+
 PEERS = {
     peer.name: peer
     for peer in (
         Peer(BASELINE, ssh_l),
-        Peer(SESSION, ssh_l_with_session),
+        Peer(SESSION, ssh_l_with_session, far_only=True),
         Peer("up user", up("user")),
         Peer("up system", up("system")),
         Peer("vpn", vpn),
         Peer("asyncssh", asyncssh_l),
         Peer("ssh -D + redsocks", redsocks, {"redsocks": "apt-get install redsocks"}),
-        Peer("ssh -w", ssh_w),
-        Peer("sshuttle", sshuttle, {SSHUTTLE: _SSHUTTLE_HOW}),
+        Peer(PACKETS, ssh_w),
+        Peer("sshuttle", sshuttle("nft"), {SSHUTTLE: _SSHUTTLE_HOW}),
     )
 }
+
+TPROXY = Peer(
+    "sshuttle tproxy",
+    sshuttle("tproxy"),
+    {SSHUTTLE: _SSHUTTLE_HOW, "iptables": "apt-get install iptables"},
+)
+"""It differs from ``sshuttle`` in that it carries datagrams."""

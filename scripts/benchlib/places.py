@@ -8,9 +8,10 @@
 
 Every client is a host that has nothing but its peer in it, so that no peer pays for the rules of
 another, and the CPU time of the host is the peer's. All log in to the same sshd and reach the same
-origin, where nginx (:data:`WEB`), :mod:`.far` (:data:`~.far.BULK`, UDP echo), the echo server
-and dnsmasq of the laboratory wait. The load is made from outside: sockets and programs that are in
-the client's network namespace and not in its cgroup.
+origin, where nginx (:data:`WEB`), :mod:`.far` (:data:`~.far.BULK`, UDP echo), :mod:`.names` (the
+server's resolver, at :data:`RESOLVER4`) and the echo server of the laboratory wait. The load is
+made from outside: sockets and programs that are in the client's network namespace and not in its
+cgroup.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ from tunproxy.linux.tun import Tun
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+RESOLVER4 = "203.0.113.3"
+"""An address of the origin."""
 WEB = 8080
 SMALL = b"GET / HTTP/1.1\r\nHost: origin\r\n\r\n"
 """A small request to :data:`WEB`; the answer has some 150 octets."""
@@ -57,6 +61,16 @@ http {{
   }}
 }}
 """
+
+_NEEDS = {
+    "dnsmasq": "dnsmasq-base",
+    "ip": "iproute2",
+    "nft": "nftables",
+    "nginx": "nginx-light",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+}
+"""Programs, and the packages that have them."""
 
 _numbers = itertools.count(10)
 
@@ -118,6 +132,8 @@ class Places:
 @contextlib.contextmanager
 def places() -> Iterator[Places]:
     """The laboratory, with everything that waits at the origin."""
+    if missing := [package for program, package in _NEEDS.items() if not shutil.which(program)]:
+        raise SystemExit(f"something is missing: apt-get install {' '.join(missing)}")
     with Lab() as lab:
         # Nobody has a choice of cipher; who forwards packets may.
         lab.sshd.restart({"Ciphers": CIPHER, "PermitTunnel": "yes", "MaxSessions": "1000"})
@@ -125,8 +141,11 @@ def places() -> Iterator[Places]:
             lab.server.run("nft", f'insert rule inet lab forward {side} "tun*" accept')
         for host in (lab.server, lab.origin):
             _prepare(host)
+        ip("-n", lab.origin.name, "addr", "add", f"{RESOLVER4}/24", "dev", "uplink")
         _serve_web(lab.origin)
-        _serve_far(lab.origin)
+        _serve(lab.origin, "scripts.benchlib.far", ORIGIN4)
+        _serve(lab.origin, "scripts.benchlib.names", RESOLVER4)
+        lab.set_resolver(lab.server, RESOLVER4)
         yield Places(lab)
 
 
@@ -199,11 +218,11 @@ def _serve_web(host: Host) -> None:
     until(lambda: host.run("ss", "-Htln", f"sport = :{WEB}").stdout, "nginx to listen")
 
 
-def _serve_far(host: Host) -> None:
+def _serve(host: Host, module: str, address: str) -> None:
+    """Run a server of ours at ``address`` of ``host``; it says when it listens."""
     options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
-    command = [sys.executable, "-m", "scripts.benchlib.far", ORIGIN4]
-    process = host.popen(*command, cwd=REPOSITORY, **options)
+    process = host.popen(sys.executable, "-m", module, address, cwd=REPOSITORY, **options)
     assert process.stdout is not None
     with process.stdout:
         if process.stdout.readline() != b"listening\n":
-            raise SystemExit("the far side of the bulk streams does not start")
+            raise SystemExit(f"{module} does not start at {address}")

@@ -12,7 +12,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from scripts.benchlib.metrics import FIGURES
-from scripts.benchlib.peers import BASELINE
+from scripts.benchlib.peers import BASELINE, PACKETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,6 +84,52 @@ def table(samples: Iterable[Sample], peers: list[str]) -> str:
                 row.append(f"{cell.ratio:.2f}" if cell and cell.ratio is not None else "")
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
+
+
+README_PEERS = (BASELINE, "up user", "up system", "ssh -D + redsocks", "sshuttle", PACKETS)
+README = {
+    "download / upload, 1 stream": ("down1", "up1"),
+    "download / upload, 8 streams": ("down8", "up8"),
+    "client CPU: download / upload, 1 stream": ("down1_cpu", "up1_cpu"),
+    "new connections / keep-alive requests a second": ("connections", "keepalive"),
+    "client CPU: a new connection / a request": ("connections_cpu", "keepalive_cpu"),
+    "first byte / request, median": ("first_p50", "request_p50"),
+    "first byte / request, p99": ("first_p99", "request_p99"),
+    "the same beside bulk, median": ("loaded_first_p50", "loaded_request_p50"),
+    "the same beside bulk, p99": ("loaded_first_p99", "loaded_request_p99"),
+    "DNS answers / UDP round trips a second": ("dns", "udp"),
+    "start to first answer": ("ready",),
+    "memory: no flow / 10,000 idle flows": ("rss_0", "rss_10000"),
+    "100 ms away: download / upload, 1 stream": ("far_down1", "far_up1"),
+    "100 ms away: download / upload, 8 streams": ("far_down8", "far_up8"),
+    "100 ms away, large buffers: download / upload": ("far32_down1", "far32_up1"),
+}
+"""The rows of the short table, and the figures that share one."""
+
+
+def readme(samples: Iterable[Sample], peers: list[str]) -> str:
+    """The ratios alone, as a short Markdown table: how many times as good as the baseline each is,
+    be it that more or that less is better."""
+    found = cells(samples)
+    shown = [peer for peer in README_PEERS if peer in peers]
+    lines = [f"| times as good | {' | '.join(shown)} |", f"|---|{'---:|' * len(shown)}"]
+    for title, figures in README.items():
+        if not any(figure in found for figure in figures):
+            continue
+        baseline = FIGURES[figures[0]].baseline
+        row = [title if baseline == BASELINE else f"{title} (to {baseline})"]
+        for peer in shown:
+            times = [_times(figure, found.get(figure, {}).get(peer)) for figure in figures]
+            row.append(" / ".join(time or "-" for time in times) if any(times) else "")
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _times(figure: str, cell: Cell | None) -> str:
+    if cell is None or not cell.ratio:
+        return ""
+    times = cell.ratio if FIGURES[figure].higher else 1 / cell.ratio
+    return f"{times:.{min(digits(times), 2)}f}"
 
 
 def digits(value: float) -> int:

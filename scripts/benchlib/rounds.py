@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from scripts.benchlib import longpath
+from scripts.benchlib import longpath, requests
 from scripts.benchlib.fresh import FRESH
 from scripts.benchlib.metrics import NEAR
 from scripts.benchlib.places import Failed
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 METRICS = (*NEAR, *FRESH, *longpath.BUFFERS)
 """All there are, by the names that ``--only`` takes."""
+
+_WARM_UP_S = 0.3
+"""Of requests: nobody's first ones are measured."""
 
 T = TypeVar("T")
 
@@ -51,9 +54,11 @@ class Rounds:
             return
         with contextlib.ExitStack() as stack:
             ways = []
-            for peer in self.peers:
+            for peer in self._near_peers():
                 host = stack.enter_context(self.places.near_client())
-                ways.append((peer.name, stack.enter_context(peer.run(self.places, host))))
+                way = stack.enter_context(peer.run(self.places, host))
+                requests.fresh(way, _WARM_UP_S)
+                ways.append((peer.name, way))
             for number in range(self.rounds):
                 for metric in metrics:
                     for name, way in turned(ways, number):
@@ -64,7 +69,7 @@ class Rounds:
         """Peers that are started for it."""
         for number in range(self.slow_rounds):
             for metric in [name for name in self.metrics if name in FRESH]:
-                for peer in turned(self.peers, number):
+                for peer in turned(self._near_peers(), number):
                     with self._attempt(metric, peer.name):
                         self._found(number, peer.name, FRESH[metric](self.places, peer))
 
@@ -77,6 +82,9 @@ class Rounds:
                         with self._attempt(prefix, name):
                             for found in longpath.figures(way, prefix, self.seconds):
                                 self._found(number, name, found)
+
+    def _near_peers(self) -> list[Peer]:
+        return [peer for peer in self.peers if not peer.far_only]
 
     @contextlib.contextmanager
     def _attempt(self, metric: str, peer: str) -> Iterator[None]:

@@ -38,6 +38,13 @@ class Setup:
         self.asking.append(task)
         return task
 
+    def want_ping_socket(self, family: int) -> asyncio.Task[socket.socket]:
+        task = asyncio.get_running_loop().create_task(
+            self.broker.make_ping_socket(family), name="want ping socket"
+        )
+        self.asking.append(task)
+        return task
+
     def want_owners(self, *inodes: int) -> asyncio.Task[tuple[dict[int, str], dict[int, str]]]:
         task = asyncio.get_running_loop().create_task(
             self.broker.owners(inodes, (5,)), name="want owners"
@@ -380,3 +387,25 @@ async def test_reload(setup: Setup) -> None:
     setup.broker.on_reload = lambda: reloads.append(None)
     setup.supervisor.send(ipc.Reload())
     await until(lambda: bool(reloads), "the wish")
+
+
+@pytest.mark.parametrize(
+    ("family", "protocol"),
+    [(socket.AF_INET, socket.IPPROTO_ICMP), (socket.AF_INET6, socket.IPPROTO_ICMPV6)],
+)
+@brokered
+async def test_ping_sockets(setup: Setup, family: int, protocol: int) -> None:
+    """Whatever kind comes is what is handed out; a refusal is an error."""
+    for answer in (None, "Permission denied"):
+        wanted = setup.want_ping_socket(family)
+        request = await setup.request()
+        assert isinstance(request, ipc.WantSocket)
+        assert (request.family, request.type) == (family, socket.SOCK_DGRAM)
+        assert request.protocol == protocol
+        if answer is None:
+            setup.answer_socket(request.id).close()
+            (await wanted).close()
+        else:
+            setup.supervisor.send(ipc.SocketFailed(request.id, answer))
+            with pytest.raises(OSError, match=answer):
+                await wanted

@@ -21,9 +21,9 @@ from tests.helpers.capture import (
     TUN,
     UDP,
     captured,
-    isolate,
     make_plan,
     make_strict,
+    network,
     send,
 )
 from tests.helpers.netns import (
@@ -37,6 +37,7 @@ from tests.helpers.netns import (
     STUB,
     Network,
     accept,
+    families,
     inside,
     received,
     snapshot,
@@ -47,19 +48,10 @@ from tunproxy.linux import marks
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+
+__all__ = ["network"]
 
 pytestmark = pytest.mark.netns
-
-families = pytest.mark.parametrize("family", [4, 6])
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Network]:
-    """The test is in the client."""
-    isolate(monkeypatch, tmp_path)
-    with Network() as network:
-        yield network
 
 
 @families

@@ -9,7 +9,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,9 +20,9 @@ from tests.helpers.capture import (
     TUN,
     UDP,
     captured,
-    isolate,
     make_plan,
     make_strict,
+    network,
     send,
 )
 from tests.helpers.netns import (
@@ -36,6 +35,7 @@ from tests.helpers.netns import (
     STUB,
     Network,
     accept,
+    families,
     inside,
     received,
     snapshot,
@@ -44,12 +44,9 @@ from tunproxy.app.capture import Capture
 from tunproxy.errors import MachineError
 from tunproxy.linux import cgroup, marks
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["network"]
 
 pytestmark = pytest.mark.netns
-
-families = pytest.mark.parametrize("family", [4, 6])
 
 _NET_CLS = "TUNPROXY_TEST_NET_CLS"
 only_v2 = pytest.mark.skipif(_NET_CLS in os.environ, reason="cgroup v1 has nothing of the kind")
@@ -61,14 +58,6 @@ mkdir /sys/fs/cgroup/net_cls
 mount -t cgroup -o net_cls cgroup /sys/fs/cgroup/net_cls
 exec "$@"
 """
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Network]:
-    """The test is in the client."""
-    isolate(monkeypatch, tmp_path)
-    with Network() as network:
-        yield network
 
 
 def run_group(capture: Capture) -> cgroup.Cgroup:

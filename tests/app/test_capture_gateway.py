@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers.capture import DNS, TCP, UDP, captured, isolate, make_plan, make_strict
+from tests.helpers.capture import DNS, TCP, UDP, captured, make_plan, make_strict, network
 from tests.helpers.netns import (
     CLIENT,
     FAR,
@@ -17,16 +16,14 @@ from tests.helpers.netns import (
     ROUTER,
     Network,
     accept,
+    families,
     received,
 )
 
-if TYPE_CHECKING:
-    import pathlib
-    from collections.abc import Iterator
+__all__ = ["network"]
 
 pytestmark = pytest.mark.netns
 
-families = pytest.mark.parametrize("family", [4, 6])
 strictness = pytest.mark.parametrize("strict", [False, True])
 
 _PUBLISHED = """
@@ -38,14 +35,6 @@ table inet published {
   }
 }
 """
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Network]:
-    """The test is in the client, which is the gateway."""
-    isolate(monkeypatch, tmp_path)
-    with Network() as network:
-        yield network
 
 
 @families

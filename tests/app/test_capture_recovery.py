@@ -19,13 +19,24 @@ from tests.helpers.capture import (
     SERVER,
     UDP,
     captured,
-    isolate,
     make_plan,
     make_strict,
+    network,
     send,
 )
 from tests.helpers.lab_wait import until
-from tests.helpers.netns import CLIENT, FAR, INET, LAN, ROUTER, Network, inside, received, snapshot
+from tests.helpers.netns import (
+    CLIENT,
+    FAR,
+    INET,
+    LAN,
+    ROUTER,
+    Network,
+    families,
+    inside,
+    received,
+    snapshot,
+)
 from tunproxy.app.capture import Capture, recover, recover_all
 from tunproxy.app.instance import Instance, find_instances
 from tunproxy.linux import cgroup, marks, netlink, nftables
@@ -33,19 +44,11 @@ from tunproxy.linux import cgroup, marks, netlink, nftables
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = ["network"]
+
 pytestmark = pytest.mark.netns
 
-families = pytest.mark.parametrize("family", [4, 6])
-
 _REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Network]:
-    """The test is in the client."""
-    isolate(monkeypatch, tmp_path)
-    with Network() as network:
-        yield network
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import subprocess
-from typing import TYPE_CHECKING
 
 import dpkt
 import pytest
@@ -18,9 +17,9 @@ from tests.helpers.capture import (
     TCP,
     UDP,
     captured,
-    isolate,
     make_strict,
     make_vpn_plan,
+    network,
     send,
 )
 from tests.helpers.netns import (
@@ -34,6 +33,7 @@ from tests.helpers.netns import (
     Network,
     Packet,
     accept,
+    families,
     inside,
     received,
     snapshot,
@@ -41,13 +41,9 @@ from tests.helpers.netns import (
 from tunproxy.app.capture import Capture
 from tunproxy.linux import marks
 
-if TYPE_CHECKING:
-    import pathlib
-    from collections.abc import Iterator
+__all__ = ["network"]
 
 pytestmark = pytest.mark.netns
-
-families = pytest.mark.parametrize("family", [4, 6])
 
 WITH_DNS = {**ALL_OF_IT, "dns": (LINK_DNS[4], "10.74.0.54", LINK_DNS[6])}
 DNS4_ONLY = {**ALL_OF_IT, "dns": (LINK_DNS[4],)}
@@ -56,14 +52,6 @@ IPV4_ONLY = {"local": LOCAL[:1], "routes": ("default",)}
 
 _CLOSED = r"unreachable|No route|not permitted"
 """What somebody is told who would leave by a door that is closed."""
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Network]:
-    """The test is in the client."""
-    isolate(monkeypatch, tmp_path)
-    with Network() as network:
-        yield network
 
 
 @families
@@ -227,7 +215,7 @@ def test_systemd_resolved_is_asked_where_it_has_been_told(
             assert device.read().destination == LINK_DNS[4]
         with send(network, FAR[6], 53):
             assert device.read().destination == FAR[6]
-    assert told == [("tun0", [LINK_DNS[4]]), "tun0"]
+    assert told == [("tun0", [LINK_DNS[4]], ()), "tun0"]
 
 
 @pytest.mark.parametrize("link", [DNS4_ONLY, {**IPV4_ONLY, "dns": (LINK_DNS[4],)}])

@@ -11,6 +11,7 @@ from tests.helpers.engine_dialogue import (
     DIRECT4,
     REAL4,
     REAL6,
+    SECOND4,
     datagram,
     echo_request,
     pinned,
@@ -19,15 +20,14 @@ from tests.helpers.engine_dialogue import (
     read_icmp,
     read_unreachable,
 )
-from tests.helpers.fake_upstream import FakeDatagrams
+from tests.helpers.fake_upstream import FakeDatagramWay
 from tests.helpers.relaying import Setup, assert_idle, relayed, setup
-from tunproxy.errors import OpenFailed, Refusal
 from tunproxy.flow.echoes import PATIENCE_S
 from tunproxy.stack.udp import IDLE_S
 from tunproxy.upstream.base import DatagramError
 
 if TYPE_CHECKING:
-    from tests.helpers.fake_upstream import FakeDatagramWay, FakeEcho, FakeRelaySocket
+    from tests.helpers.fake_upstream import FakeEcho, FakeRelaySocket
 
 __all__ = ["setup"]
 
@@ -184,10 +184,10 @@ async def test_closing_the_relay_closes_all_sockets(setup: Setup) -> None:
     socket = await open_source(setup)
     setup.dialogue.feed(datagram(DIRECT4, b"x"))
     await setup.turn()
-    (opening,) = setup.ways.direct.datagrams
+    (direct,) = setup.ways.direct_datagrams.sockets
     await setup.relay.close()
     assert socket.closed
-    assert opening.cancelled
+    assert direct.closed
     assert_idle(setup)
 
 
@@ -236,90 +236,81 @@ async def test_an_error_of_an_echo(
     assert read_icmp(packet)[:2] == bytes(start)
 
 
-# --- by a marked socket ---------------------------------------------------------------------------
+# --- other ways -----------------------------------------------------------------------------------
+
+
+def second(setup: Setup) -> FakeDatagramWay:
+    """The way through another server, which the engine is told of."""
+    made = setup.ways.other_datagrams["second"] = FakeDatagramWay()
+    setup.relay.datagrams.way_changed("second")
+    return made
 
 
 @relayed
-async def test_datagrams_wait_for_their_socket(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    assert (opening.host, opening.port) == ("203.0.113.7", 4000)
-    setup.dialogue.feed(datagram(DIRECT4, b"second"))
+async def test_direct_leaves_by_a_socket_of_its_own(setup: Setup) -> None:
+    """Also while no server has a way; it is not asked whether it has one."""
+    setup.ways.datagrams = None
+    for number, dst in enumerate((DIRECT4, setup.dialogue.fake("www.direct.example"))):
+        setup.dialogue.feed(datagram(dst, b"first", port=4000 + number))
     await setup.turn()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
-    await setup.turn()
-    setup.dialogue.feed(datagram(DIRECT4, b"third"))
-    await setup.turn()
-    assert stream.sent == [b"first", b"second", b"third"]
-    setup.wakes = 0
-    opening.handler.datagram_received(b"answer")
-    assert setup.wakes == 1
+    (socket,) = setup.ways.direct_datagrams.sockets
+    assert socket.sent == [
+        ("203.0.113.7", 4000, b"first", False),
+        ("www.direct.example", 4001, b"first", False),
+    ]
+    socket.handler.datagram_received("192.0.2.99", 9, b"hello")
     (packet,) = setup.dialogue.sent()
-    assert read_datagram(packet)[3] == b"answer"
-
-
-@relayed
-async def test_only_so_many_datagrams_wait(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    for number in range(20):
-        setup.dialogue.feed(datagram(DIRECT4, bytes([number])))
-    await setup.turn()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
-    await setup.turn()
-    assert stream.sent == [b"first", *(bytes([number]) for number in range(15))]
-    assert setup.dialogue.counters == {"udp_waiting_full": 5}
-
-
-@relayed
-async def test_an_idle_datagram_flow_closes_its_socket(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
-    await setup.turn()
+    assert read_datagram(packet) == (bytes((192, 0, 2, 99)), 9, 40000, b"hello")
     setup.dialogue.advance(IDLE_S + 1)
     await setup.turn()
-    assert stream.closed
+    assert socket.closed
     assert_idle(setup)
 
 
-@pytest.mark.parametrize("defect", [False, True])
 @relayed
-async def test_a_socket_that_cannot_be_opened(
-    setup: Setup, caplog: pytest.LogCaptureFixture, defect: bool
-) -> None:
-    opening = await setup.open_datagrams()
-    error = ValueError("defect") if defect else OpenFailed(Refusal.UNREACHABLE, "no such name")
-    opening.result.set_exception(error)
+async def test_direct_errors_end_nothing(setup: Setup) -> None:
+    setup.dialogue.feed(datagram(DIRECT4, b"first"))
     await setup.turn()
+    (socket,) = setup.ways.direct_datagrams.sockets
+    socket.handler.error_received("203.0.113.7", 4000, DatagramError.PORT_UNREACHABLE, None)
     (packet,) = setup.dialogue.sent()
-    assert read_unreachable(packet).code == 1
+    assert (read_unreachable(packet).src, read_unreachable(packet).code) == (DIRECT4, 3)
     await setup.turn()
-    assert_idle(setup)
-    assert len(caplog.records) == defect
+    assert not socket.closed
 
 
 @relayed
-async def test_a_target_that_refuses_datagrams(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    stream = FakeDatagrams()
-    opening.result.set_result(stream)
+async def test_direct_echoes(setup: Setup) -> None:
+    setup.dialogue.feed(echo_request(DIRECT4, hop_limit=9))
     await setup.turn()
-    opening.handler.error_received(Refusal.REFUSED)
-    (packet,) = setup.dialogue.sent()
-    assert read_unreachable(packet).code == 3
-    await setup.turn()
-    assert stream.closed
-    assert_idle(setup)
+    (echo,) = setup.ways.direct_datagrams.echoes
+    assert (echo.host, echo.version, echo.hop_limit) == ("203.0.113.7", 4, 9)
+    echo.on_reply(b"payload")
+    assert read_echo_reply(setup.dialogue.sent()[0]).src == DIRECT4
 
 
 @relayed
-async def test_a_socket_that_comes_too_late_is_closed(setup: Setup) -> None:
-    opening = await setup.open_datagrams()
-    setup.ways.direct.stubborn = True
-    setup.dialogue.advance(IDLE_S + 1)
+async def test_each_server_has_its_way(setup: Setup) -> None:
+    first, other = way(setup), second(setup)
+    setup.relay.datagrams.way_changed()
+    for dst in (REAL4, SECOND4):
+        setup.dialogue.feed(datagram(dst, b"x"))
+        setup.dialogue.feed(echo_request(dst))
     await setup.turn()
-    stream = opening.result.result()
-    assert stream.closed
-    assert stream.sent == []
-    assert_idle(setup)
+    assert [socket.sent for socket in first.sockets] == [[("198.51.100.7", 4000, b"x", False)]]
+    assert [socket.sent for socket in other.sockets] == [[("100.64.0.7", 4000, b"x", False)]]
+    assert [echo.host for echo in first.echoes] == ["198.51.100.7"]
+    assert [echo.host for echo in other.echoes] == ["100.64.0.7"]
+
+
+@relayed
+async def test_a_lost_way_ends_the_sources_of_its_server(setup: Setup) -> None:
+    socket, other = await open_source(setup), second(setup)
+    setup.dialogue.feed(datagram(SECOND4, b"x"))
+    await setup.turn()
+    other.features = frozenset()
+    setup.relay.datagrams.way_changed("second")
+    await setup.turn()
+    assert (socket.closed, other.sockets[0].closed) == (False, True)
+    setup.dialogue.feed(datagram(SECOND4, b"x"))
+    assert read_unreachable(setup.dialogue.sent()[0]).code == 3

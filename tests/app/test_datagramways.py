@@ -5,57 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.helpers.aio import both_loops, turns, until
-from tests.helpers.fake_upstream import FakeDatagramWay
+from tests.helpers.fake_ways import UDP, FakeWay
 from tunproxy.app.datagramways import NONE, DatagramWays
-from tunproxy.errors import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     import pytest
 
-UDP = frozenset({"udp4", "udp6"})
+    from tunproxy.upstream.base import DatagramError
 
 
-class FakeWay(FakeDatagramWay):
-    """One that works, or not, as the test says."""
+class FakeHandler:
+    """A :class:`tunproxy.upstream.base.RelayHandler` that nobody calls."""
 
-    def __init__(self, error: str | None = None) -> None:
-        super().__init__()
-        self.features = frozenset()
-        self.error = error
-        self.on_change: Callable[[], None] = lambda: None
-        self.counters: Counter[str] = Counter()
-        self.remote_counters: dict[str, int] = {}
-        self.starts = 0
-        self.runs = False
-        self.closed = False
+    def datagram_received(self, host: str, port: int, payload: bytes) -> None:
+        raise AssertionError
 
-    async def start(self) -> None:
-        self.starts += 1
-        await asyncio.sleep(0)
-        if self.error is not None:
-            raise ServerError(self.error)
-        self.become(UDP)
-
-    async def run(self) -> None:
-        self.runs = True
-        try:
-            await asyncio.Event().wait()
-        finally:
-            self.runs = False
-
-    def become(self, features: frozenset[str]) -> None:
-        self.features = features
-        self.on_change()
-
-    def close(self) -> None:
-        self.closed = True
-        self.become(frozenset())
+    def error_received(self, host: str, port: int, kind: DatagramError, mtu: int | None) -> None:
+        raise AssertionError
 
 
 class Setup:
@@ -64,9 +35,11 @@ class Setup:
     def __init__(self, **ways: FakeWay) -> None:
         self.told: list[str] = []
         self.ways = DatagramWays(list(ways.items()), self._changed)
+        self.on_change: Callable[[], None] = lambda: None
 
     def _changed(self) -> None:
         self.told.append(self.ways.name)
+        self.on_change()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[DatagramWays]:
@@ -87,7 +60,8 @@ async def test_the_first_that_works_is_kept() -> None:
     assert (setup.ways.name, setup.ways.way) == (NONE, None)
     async with setup.running() as ways:
         await until(lambda: good.runs, "a way")
-        assert (ways.name, ways.way, ways.reason) == ("udpgw", good, "")
+        assert (ways.name, ways.current) == ("udpgw", good)
+        assert ways.reason == "agent: it has no python3"
         assert setup.told == ["udpgw"]
         assert spare.starts == 0
     assert (good.runs, good.closed) == (False, True)
@@ -101,7 +75,9 @@ async def test_a_way_that_is_lost_is_none_until_it_is_back() -> None:
     async with setup.running() as ways:
         await until(lambda: way.runs, "a way")
         way.become(frozenset())
-        assert (ways.name, ways.way) == (NONE, way)
+        assert (ways.name, ways.current) == (NONE, way)
+        assert ways.way is not None
+        assert ways.way.features == frozenset()
         assert ways.reason == "agent: it is lost, and started again"
         way.become(UDP)
         assert setup.told == ["agent", NONE, "agent"]
@@ -124,9 +100,98 @@ async def test_without_any_it_says_why_once(caplog: pytest.LogCaptureFixture) ->
         udpgw.error = None
         ways.try_again()
         await until(lambda: udpgw.runs, "a way")
-        assert (ways.name, ways.reason) == ("udpgw", "")
+        assert (ways.name, ways.reason) == ("udpgw", "agent: it has no python3")
         assert setup.told == ["udpgw"]
-        assert caplog.records[-1].getMessage() == "udp: udpgw"
+        assert caplog.messages[1:] == [
+            "udp: udpgw, because the agent: it has no python3",
+            "udp: udpgw",
+        ]
+
+
+@both_loops
+async def test_what_is_not_the_best_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    agent, udpgw = FakeWay("it has no python3"), FakeWay()
+    async with Setup(agent=agent, udpgw=udpgw).running() as ways:
+        await until(lambda: udpgw.runs, "a way")
+        udpgw.become(frozenset())
+        assert ways.reason == "udpgw: it is lost, and started again"
+        udpgw.become(UDP)
+        assert ways.reason == "agent: it has no python3"
+        ways.try_again()
+        await until(lambda: agent.starts == 2, "another try")
+        agent.error = "commands are forbidden"
+        ways.try_again()
+        await until(lambda: ways.reason == "agent: commands are forbidden", "another reason")
+        assert caplog.messages == [
+            "udp: udpgw, because the agent: it has no python3",
+            "udp: udpgw, because the agent: commands are forbidden",
+        ]
+        assert (udpgw.starts, udpgw.runs) == (1, True), "it is left alone"
+
+
+@both_loops
+async def test_the_best_needs_no_reason(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    agent = FakeWay()
+    async with Setup(agent=agent, udpgw=FakeWay()).running() as ways:
+        await until(lambda: agent.runs, "a way")
+        assert (ways.name, ways.reason) == ("agent", "")
+        ways.try_again()
+        await turns(5)
+        assert agent.starts == 1
+    assert caplog.messages == []
+
+
+@both_loops
+async def test_a_better_one_takes_over_with_a_new_connection() -> None:
+    agent, udpgw = FakeWay("it has no python3"), FakeWay()
+    setup = Setup(agent=agent, udpgw=udpgw)
+    async with setup.running() as ways:
+        await until(lambda: udpgw.runs, "a way")
+        carried: list[frozenset[str]] = []
+        assert ways.way is not None
+        handler = FakeHandler()
+        socket, unused = (ways.way.open(handler, version=v) for v in (6, 4))
+        socket.send("192.0.2.1", 53, b"before")
+        setup.on_change = lambda: carried.append(ways.features)
+        agent.error = None
+        ways.try_again()
+        await until(lambda: agent.runs, "the better one")
+        assert (ways.name, ways.current, ways.reason) == ("agent", agent, "")
+        assert (udpgw.runs, udpgw.closed) == (False, True)
+        assert carried == [UDP], "flows end where a way is lost"
+
+        socket.send("192.0.2.1", 53, b"after", whole=True)
+        ((old,), (new,)) = udpgw.sockets, agent.sockets
+        assert (old.handler, old.sent) == (handler, [("192.0.2.1", 53, b"before", False)])
+        assert (new.handler, new.sent) == (handler, [("192.0.2.1", 53, b"after", True)])
+        assert (old.closed, new.closed) == (True, False)
+        assert agent.versions == [6]
+        ways.way.echo("192.0.2.1", b"?", lambda payload: None, hop_limit=3)
+        assert [echo.hop_limit for echo in agent.echoes] == [3]
+        for each in (socket, unused):
+            each.close()
+            each.send("192.0.2.1", 53, b"too late")
+        assert new.closed
+        assert len(new.sent) == len(agent.sockets) == 1
+
+
+@both_loops
+async def test_a_loss_while_the_better_one_is_tried() -> None:
+    agent, udpgw = FakeWay("it has no python3"), FakeWay()
+    async with Setup(agent=agent, udpgw=udpgw).running() as ways:
+        await until(lambda: udpgw.runs, "a way")
+        agent.error, agent.hold = None, asyncio.Event()
+        ways.try_again()
+        await until(lambda: agent.starts == 2, "another try")
+        udpgw.become(frozenset())
+        assert (ways.name, ways.current) == (NONE, udpgw)
+        ways.try_again()
+        agent.hold.set()
+        await until(lambda: agent.runs, "the better one")
+        await turns(5)
+        assert (ways.name, agent.starts) == ("agent", 2)
 
 
 @both_loops
@@ -146,3 +211,27 @@ async def test_what_they_drop_is_counted_together() -> None:
     second.remote_counters["dropped_kernel"] = 5
     async with Setup(agent=first, udpgw=second).running() as ways:
         assert ways.counters() == {"agent_full": 3, "udpgw_server_dropped_kernel": 5}
+
+
+@both_loops
+async def test_of_another_server_the_log_says_which(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    way = FakeWay("it has no python3")
+    searches: list[int] = []
+    ways = DatagramWays([("agent", way)], lambda: None, "udp through home")
+    ways.on_none = lambda: searches.append(way.starts)
+    task = asyncio.get_running_loop().create_task(ways.run(), name="run")
+    for count in (1, 2):
+        await until(lambda: len(searches) == count, "a search")  # noqa: B023
+        ways.try_again()
+    way.error = None
+    ways.try_again()
+    await until(lambda: way.runs, "a way")
+    assert searches == list(range(1, way.starts))
+    first, *_, last = [record.getMessage() for record in caplog.records]
+    assert first.startswith("udp through home: datagrams through the server are refused: agent:")
+    assert last == "udp through home: agent"
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    ways.close()

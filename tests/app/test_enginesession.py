@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from tests.helpers.aio import both_loops
+from tunproxy.app import enginesession, ipc
 from tunproxy.app.enginesession import EngineSession, rss_bytes
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Iterator
+
     from tunproxy.app.broker import Broker
 
 
@@ -77,3 +81,36 @@ async def test_a_defect_is_counted_and_said_once(caplog: pytest.LogCaptureFixtur
 
 def test_memory_is_that_of_a_python_process() -> None:
     assert 1 << 20 < rss_bytes() < 1 << 32
+
+
+@pytest.fixture
+def supervisor() -> Iterator[tuple[ipc.SupervisorLink, socket.socket]]:
+    """Its end of the link, and the engine's."""
+    link, theirs = ipc.pair()
+    with link, theirs:
+        yield link, theirs
+
+
+def nothing_to_make(*args: object) -> EngineSession:
+    raise AssertionError("there is nothing to make a session of")
+
+
+def test_a_supervisor_that_begins_with_something_else(
+    supervisor: tuple[ipc.SupervisorLink, socket.socket],
+) -> None:
+    link, theirs = supervisor
+    link.send(ipc.Captured())
+    assert enginesession.run(theirs, ipc.Start, nothing_to_make) == 1
+    received = link.recv()
+    assert received is not None
+    assert received.message == ipc.Failed(
+        1, "the supervisor did not begin with Start: a defect of tunproxy"
+    )
+
+
+def test_a_supervisor_that_goes_before_it_begins(
+    supervisor: tuple[ipc.SupervisorLink, socket.socket],
+) -> None:
+    link, theirs = supervisor
+    link.close()
+    assert enginesession.run(theirs, ipc.Start, nothing_to_make) == 0

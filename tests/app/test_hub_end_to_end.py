@@ -20,26 +20,22 @@ from tests.helpers.hubs import (
     client,
     echo_server,
     inside,
+    lab,
     near,
     ping,
 )
 from tests.helpers.lab_wait import until
-from tests.helpers.sshd import fingerprint, public_key
+from tests.helpers.ssh_files import fingerprint, public_key
 from tests.helpers.tunnels import echo_request
 
 if TYPE_CHECKING:
     import pathlib
-    from collections.abc import Iterator
 
     from tests.helpers.hubs import Client
 
+__all__ = ["lab"]
+
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def lab(tmp_path: pathlib.Path) -> Iterator[HubLab]:
-    with HubLab(tmp_path) as made:
-        yield made
 
 
 def test_clients_reach_each_other_and_the_world(lab: HubLab) -> None:

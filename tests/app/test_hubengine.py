@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import pathlib
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from tests.helpers import aio
-from tests.helpers.hubs import BESIDE_WORLD, NOBODY, WORLD, HubLab, client, echo_server, far
+from tests.helpers.hubs import BESIDE_WORLD, NOBODY, WORLD, HubLab, client, echo_server, far, lab
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["lab"]
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def lab(tmp_path: pathlib.Path) -> Iterator[HubLab]:
-    with HubLab(tmp_path) as made:
-        yield made
 
 
 def test_what_it_says(lab: HubLab) -> None:

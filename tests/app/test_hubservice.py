@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.helpers import packets
 from tests.helpers.aio import both_loops, turns, until
 from tests.helpers.fake_tunnel import FakeTunnel
-from tests.helpers.memory_tun import MemoryTun
+from tests.helpers.memory_tun import MemoryTun, device
 from tunproxy.app.control import Direction
 from tunproxy.app.hubmember import MIN_SEGMENT
 from tunproxy.app.hubservice import HubService
@@ -27,19 +27,13 @@ from tunproxy.upstream.vpn_terms import Wish
 from tunproxy.wire import offload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tunproxy.app.hubmember import Member
+
+__all__ = ["device"]
 
 HUB, ONE, TWO, WORLD = "10.74.0.1", "10.74.0.2", "10.74.0.3", "192.0.2.1"
 MSS = 1448
 MAC = {1: b"\x02\0\0\0\0\1", 2: b"\x02\0\0\0\0\2", 0: b"\x02\0\0\0\0\xff"}
-
-
-@pytest.fixture
-def device() -> Iterator[MemoryTun]:
-    with MemoryTun() as made:
-        yield made
 
 
 def make(device: MemoryTun, **changes: Any) -> HubService:
@@ -391,6 +385,32 @@ async def test_frames_go_where_their_address_lives(device: MemoryTun) -> None:
     assert len(of_three.sent) == 1
     two.packet_received(offload.NONE + frame(1, 0, datagram(TWO, HUB)))
     assert hub.status().clients[1].up.drops == {"mac_moved": 1}
+
+
+@both_loops
+async def test_nobody_answers_for_another_ones_address(device: MemoryTun) -> None:
+    hub = make(device, kind="tap")
+    one, _ = join(hub, "one")
+    two, of_two = join(hub, "two")
+
+    def arp(sender: str) -> bytes:
+        message = dpkt.arp.ARP(op=2, sha=MAC[1], spa=ipaddress.ip_address(sender).packed)
+        head = dpkt.ethernet.Ethernet(src=MAC[1], dst=b"\xff" * 6, type=0x0806, data=message)
+        return offload.NONE + bytes(head)
+
+    for theirs in (HUB, TWO):
+        one.packet_received(arp(theirs))
+    assert of_two.sent == device.written == []
+    assert hub.status().clients[0].up.drops == {"arp_spoofed": 2}
+    one.packet_received(arp(ONE))
+    assert of_two.sent == device.written == [arp(ONE)]
+    # Not even by having a kernel finish it.
+    ndp = packets.packet(ends("fd00:7470:1::2", "ff02::1"), b"\x88" + bytes(23), 58)
+    header = struct.pack("=BBHHHH", offload.F_NEEDS_CSUM, 0, 0, 0, 54, 22)
+    frame6 = bytes(dpkt.ethernet.Ethernet(src=MAC[1], dst=b"\xff" * 6, type=0x86DD, data=ndp))
+    one.packet_received(header + frame6)
+    assert hub.status().clients[0].up.drops == {"arp_spoofed": 2, "bad_offload": 1}
+    two.close()
 
 
 @both_loops

@@ -9,26 +9,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.helpers import aio
 from tests.helpers.command import UNPRIVILEGED, sentence
-from tests.helpers.hubs import WORLD, HubLab, client, inside
+from tests.helpers.hubs import WORLD, HubLab, client, inside, lab
 from tests.helpers.lab_wait import until
 from tests.helpers.tun_namespace import NOBODY, driver_open_to_all
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["lab"]
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def lab(tmp_path: pathlib.Path) -> Iterator[HubLab]:
-    with HubLab(tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

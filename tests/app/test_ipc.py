@@ -103,7 +103,8 @@ def test_start_of_a_hub(
 ) -> None:
     message = ipc.HubStart(
         hub=hub_settings(isolate=True),
-        offload=True,
+        tun=ipc.TunInfo(name="tphub0", mtu=1500, offload=True),
+        listeners=1,
         host="::",
         host_key=None,
         authorized_keys="~/.ssh/authorized_keys",
@@ -151,6 +152,7 @@ def test_a_listener_comes_alone(supervisor: ipc.SupervisorLink, engine: ipc.Engi
     "message",
     [
         ipc.WantSocket(1, socket.AF_INET6, socket.SOCK_STREAM),
+        ipc.WantSocket(1, socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
         ipc.WantOwners(2, (7, 8), (1 << 40,)),
         ipc.Ask(2, "Passphrase: ", False),
         ipc.Connected("exit", ("192.0.2.1", "2001:db8::1")),

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from tests.helpers.fake_upstream import Opening
     from tunproxy.app.relay import Ways
     from tunproxy.flow.table import Flow
-    from tunproxy.upstream.base import StreamHandler
 
 READ_MAX = 256 << 10
 """Octets that an event loop may read at once, after it was told to pause."""
@@ -101,9 +100,7 @@ class FakeWays:
 class Connection:
     """A client's socket, and what the test holds of its target."""
 
-    def __init__(
-        self, client: socket.socket, opening: Opening[FakeStream, StreamHandler], flow: int
-    ) -> None:
+    def __init__(self, client: socket.socket, opening: Opening, flow: int) -> None:
         self.client = client
         self.opening = opening
         self.handler = opening.handler

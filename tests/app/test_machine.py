@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import msgspec
 import pytest
 
-from tests.helpers.capture import ALL_OF_IT, LOCAL, PEER, isolate, make_plan, make_vpn_plan
-from tests.helpers.netns import CLIENT, FAR, INET, Network
+from tests.helpers.capture import ALL_OF_IT, LOCAL, PEER, make_plan, make_vpn_plan, network
+from tests.helpers.netns import CLIENT, FAR, INET, OTHER, Network
 from tunproxy.app import ipc
 from tunproxy.app.instance import Instance
 from tunproxy.app.machine import ForeignMachine, OwnMachine, commands
@@ -18,21 +19,11 @@ from tunproxy.errors import MachineError
 from tunproxy.linux.netlink import Netlink
 from tunproxy.linux.tun import Tun
 
-if TYPE_CHECKING:
-    import pathlib
-    from collections.abc import Iterator
+__all__ = ["network"]
 
 pytestmark = pytest.mark.netns
 
 SERVERS = [ipaddress.ip_address(FAR[4]), ipaddress.ip_address(FAR[6])]
-
-
-@pytest.fixture
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Network]:
-    """The test is in the client, which has a way to anywhere."""
-    isolate(monkeypatch, tmp_path)
-    with Network() as network:
-        yield network
 
 
 def lines(plan: CapturePlan, mtu: int = 1400) -> list[str]:
@@ -82,10 +73,29 @@ def test_a_segment_has_a_router_and_a_link_has_resolvers(network: Network) -> No
 def test_systemd_resolved_is_to_be_told(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_vpn_plan(link={**ALL_OF_IT, "dns": ("10.74.0.53", "fd74::53")})
     monkeypatch.setattr("tunproxy.linux.resolved.available", lambda: True)
-    assert lines(plan)[-2:] == [
-        "resolvectl dns tun0 10.74.0.53 fd74::53",
+    assert lines(plan)[-3:] == [
         "resolvectl domain tun0 '~.'",
+        "resolvectl default-route tun0 true",
+        "resolvectl dns tun0 10.74.0.53 fd74::53",
     ]
+
+
+def test_systemd_resolved_is_to_be_told_of_some_names(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = msgspec.structs.replace(make_plan(), split=("corp.example",))
+    monkeypatch.setattr("tunproxy.linux.resolved.available", lambda: True)
+    near = ["127.0.0.53", OTHER[4], "fe80::1%up0"]
+    monkeypatch.setattr("tunproxy.linux.resolved.system_resolvers", lambda: near)
+    found = lines(plan)
+    assert found[-3:] == [
+        "resolvectl domain tun0 '~corp.example'",
+        "resolvectl default-route tun0 false",
+        "resolvectl dns tun0 198.18.0.2 fd00:7470::2",
+    ]
+    # What we ask them ourselves must not come back to us.
+    assert f"ip route add {OTHER[4]} via {INET[4]} dev up0" in found
+    assert not [line for line in found if "127.0.0.53" in line or "fe80" in line]
 
 
 def test_up_leads_the_fake_addresses_to_the_device(network: Network) -> None:

@@ -49,8 +49,12 @@ class Everywhere:
 
     def __init__(self, port: int) -> None:
         self.opened: list[tuple[str, int]] = []
+        self.hosts_file: bytes | None = None
         self._port = port
         self._direct = DirectUpstream(plain_socket, self)
+
+    async def surveyed(self) -> None:
+        pass
 
     async def addresses(self, name: str) -> list[str]:
         return ["127.0.0.1"]
@@ -197,6 +201,65 @@ async def test_flows_use_what_truthful_mode_has_seen(made: World) -> None:
     assert made.server.connections == asked
 
 
+# The server's hosts file
+
+HOSTS = b"192.0.2.7 box.test box\n127.0.1.1 own.test\n192.0.2.8 b.corp.example\nnonsense\n"
+
+
+async def with_hosts(made: World, octets: bytes = HOSTS) -> None:
+    """What happens when the connection is there again."""
+    made.ssh.hosts_file = octets
+    await made.names.look_around()
+
+
+@in_world()
+async def test_hosts_of_the_server_exist(made: World) -> None:
+    assert (await made.ask("box.test")).rcode == "NXDOMAIN"
+    await with_hosts(made)
+    opened = len(made.ssh.opened)
+    for name in ("Box.Test.", "box", "own.test"):
+        found = await made.ask(name)
+        assert (found.kind, found.server) == ("fake", "hosts of the server"), name
+    assert made.names.proxy.known("box.test") == ["192.0.2.7"]
+    assert made.names.proxy.known("own.test") == ["127.0.1.1"]
+    assert (await made.ask("box.test", "MX")).rcode == "NOERROR"
+    assert (await made.ask("none.test", "MX")).rcode == "NXDOMAIN"
+    assert len(made.ssh.opened) == opened
+    assert made.names.counters()["far_hosts_ignored"] == 1
+
+
+@in_world(real=("test",))
+async def test_hosts_of_the_server_have_real_addresses(made: World) -> None:
+    await with_hosts(made)
+    found = await made.ask("box.test")
+    assert (found.kind, found.server) == ("forwarded", "hosts of the server")
+    assert [record.data for record in found.answers] == ["192.0.2.7"]
+    own = await made.ask("own.test")
+    assert (own.server, own.rcode, own.answers) == ("the far resolver", "NOERROR", ())
+    assert await made.names.query(query("box.test"), None, direct=False) is not None
+
+
+@in_world(rule=(config.DnsRule(suffix=("corp.example",), server="10.0.0.53"),))
+async def test_a_resolver_of_their_own_goes_before_hosts(made: World) -> None:
+    await with_hosts(made)
+    found = await made.ask("b.corp.example")
+    assert (found.server, found.rcode) == ("10.0.0.53", "NXDOMAIN")
+
+
+@in_world()
+async def test_hosts_that_have_changed(made: World) -> None:
+    await with_hosts(made)
+    lookup = made.names.proxy.lookup
+    assert lookup is not None
+    assert await lookup.addresses("box.test") == ("192.0.2.7",)
+    await with_hosts(made, b"192.0.2.9 box.test\n")
+    assert await lookup.addresses("box.test") == ("192.0.2.9",)
+    assert (await made.ask("own.test")).rcode == "NXDOMAIN"
+    made.ssh.hosts_file = None
+    await made.names.look_around()
+    assert (await made.ask("box.test")).kind == "fake", "what could not be read is as it was"
+
+
 # Queries of the control socket
 
 
@@ -299,6 +362,41 @@ async def test_each_way_has_its_resolver(made: World) -> None:
     assert near is not None
     assert len(made.server.udp_queries) == 1
     assert made.names.counters()["dns_fake"] == 0
+
+
+# Other settings
+
+
+@in_world()
+async def test_other_settings(made: World) -> None:
+    names, server = made.names, made.nameserver
+    await made.ask("a.test", "MX")
+    assert len(server._cache) == 1
+    lookup = names.proxy.lookup
+    named = names._named.get("10.0.0.53", direct=False)
+    names.reconfigure(config.Dns())
+    assert (names.proxy.lookup, len(server._cache)) == (lookup, 1), "nothing has changed"
+    assert names._named.get("10.0.0.53", direct=False) is named
+    names.reconfigure(config.Dns(resolve="server", truthful=False, cache_size=0))
+    assert (names.proxy.lookup, server.truthful, len(server._cache)) == (None, False, 0)
+    assert names._named.get("10.0.0.53", direct=False) is not named
+    await made.ask("a.test", "MX")
+    assert len(server._cache) == 0
+    names.reconfigure(config.Dns())
+    await until(lambda: server.truthful and names.proxy.lookup is not None, "the look around")
+    await until(lambda: len(made.tasks) == 0, "the tasks to end")
+
+
+@both_loops
+async def test_the_truth_needs_a_resolver() -> None:
+    async with world(truthful=True) as made:
+        made.begin()
+        await made.names.connected([])
+        assert made.nameserver.truthful
+        made.names.reconfigure(config.Dns())
+        await until(lambda: not made.nameserver.truthful, "the look around")
+        made.names.reconfigure(config.Dns(truthful=True))
+        assert made.nameserver.truthful
 
 
 # From one run to the next

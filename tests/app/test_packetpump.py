@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
-
-import pytest
 
 from tests.helpers import packets
 from tests.helpers.aio import both_loops, until
-from tests.helpers.memory_tun import MemoryTun
+from tests.helpers.fake_tunnel import FakeTunnel
+from tests.helpers.memory_tun import MemoryTun, device
 from tunproxy.app.packetpump import PacketPump
 from tunproxy.errors import MachineError
 from tunproxy.wire import offload
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tunproxy.wire.ip import Buffer
+__all__ = ["device"]
 
 A, B = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
 ENDS = packets.Ends(4, A, B, 20)
 MSS = 1448
-
-
-class FakeTunnel:
-    """A :class:`~tunproxy.upstream.base.PacketTunnel` with as much room as the test says."""
-
-    def __init__(self, *, big: bool = False) -> None:
-        self.big = big
-        self.sent: list[bytes] = []
-        self.has_room = True
-        self.room_for: int | None = None
-
-    def send(self, message: Buffer | Sequence[Buffer]) -> None:
-        assert self.has_room
-        parts = (message,) if isinstance(message, (bytes, bytearray, memoryview)) else message
-        self.sent.append(b"".join(parts))
-        if self.room_for is not None:
-            self.room_for -= 1
-            self.has_room = self.room_for > 0
-
-    def close(self) -> None: ...
-
-
-@pytest.fixture
-def device() -> Iterator[MemoryTun]:
-    with MemoryTun() as made:
-        yield made
 
 
 def datagram(payload: bytes) -> bytes:

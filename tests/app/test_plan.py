@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -120,3 +120,29 @@ def test_ends_of_the_fake_range_are_ours() -> None:
     assert str(plan.direct_address(4)) == "198.18.4.3"
     assert str(plan.stub_asker) == "fd01::ffff:ffff:ffff:ffff"
     assert list(map(str, plan.tun_addresses)) == ["198.18.4.1/32", "fd01::1/128"]
+
+
+def test_from_config_splits_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def split(*, run: bool = False, vpn: bool = False, **dns: Any) -> CapturePlan:
+        config = Config(dns=Dns(split=("B.example.", "a.example", "b.example"), **dns))
+        return CapturePlan.from_config(config, 0, run, vpn=vpn)
+
+    monkeypatch.setattr("tunproxy.linux.resolved.system_resolvers", lambda: ["192.0.2.1"])
+    plan = split(fake_ip_range=ipaddress.IPv4Network("198.18.0.0/16"))
+    ours = ("b.example", "a.example", "use-application-dns.net")
+    zones = ("18.198.in-addr.arpa", "0.0.0.0.0.0.0.0.0.7.4.7.0.0.d.f.ip6.arpa")
+    assert plan.split == ours + zones
+    assert split(mode="remote").split == split(vpn=True).split == ours
+    assert (plan.stub, plan.resolved, plan.splits_locally, plan.diverts) == (
+        False, False, False, True,
+    )  # fmt: skip
+    monkeypatch.setattr("tunproxy.linux.resolved.system_resolvers", lambda: ["192.0.2.1", "::1"])
+    plan = split()
+    assert (plan.stub, plan.splits_locally, plan.diverts) == (True, True, True)
+    assert not split(run=True).splits_locally
+    assert not make_plan().stub
+    monkeypatch.setattr("tunproxy.linux.resolved.system_resolvers", lambda: ["192.0.2.1"])
+    monkeypatch.setattr("tunproxy.linux.resolved.available", lambda: True)
+    plan = split()
+    assert (plan.stub, plan.splits_locally, plan.diverts) == (False, True, False)
+    assert split(run=True).diverts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from tunproxy.app import policy
@@ -33,6 +34,9 @@ plans = pytest.mark.parametrize(
             CapturePlan(slot=slot, tun="tun0", mode="system", names=names),
             CapturePlan(slot=slot, tun="tun0", mode="system", names=names, gateway=True),
             CapturePlan(slot=slot, tun="tun0", mode="cgroup", names=names),
+            CapturePlan(
+                slot=slot, tun="tun0", mode="system", names=names, split=("a",), resolved=True
+            ),
         )
     ],
 )
@@ -157,3 +161,40 @@ def test_clients_are_neighbours_but_not_those_of_the_provider() -> None:
     networks = UPLINKS["up0"]
     assert list(map(str, policy.clients(networks, 4))) == ["10.0.0.0/8"]
     assert list(map(str, policy.clients(networks, 6))) == ["2001:db8:1::/64"]
+
+
+SPLIT = CapturePlan(slot=0, tun="tun0", mode="system", split=("corp.example",))
+
+
+def queries(plan: CapturePlan, family: Family) -> list[str]:
+    """The rules about UDP queries, in words."""
+    steps = {marks.priority(0, step): step for step in range(16)}
+    return [
+        f"{steps[rule.priority]} {rule.iif or 'any'} to {rule.destination or 'any'}: {rule.action}"
+        for rule in policy.rules(plan, family, {})
+        if (rule.protocol, rule.dport) == (17, 53)
+    ]
+
+
+@families
+def test_queries_are_captured_unless_a_resolver_of_this_machine_splits_names(
+    family: Family,
+) -> None:
+    assert queries(SPLIT, family) == ["7 any to any: lookup"]
+    ours = {4: "198.18.0.2/32", 6: "fd00:7470::2/128"}[family]
+    expected = [f"6 any to {ours}: lookup", "7 lo to any: goto", "7 any to any: lookup"]
+    for how in ({"stub": True}, {"resolved": True}):
+        assert queries(msgspec.structs.replace(SPLIT, **how), family) == expected
+        for other in ({"split": ()}, {"mode": "cgroup"}, {"names": False}):
+            plan = msgspec.structs.replace(SPLIT, **how, **other)
+            assert not any("goto" in rule for rule in queries(plan, family))
+
+
+def test_queries_to_included_networks_are_captured_where_resolved_splits_names() -> None:
+    include = ("10.0.0.0/8", "0.0.0.0/0", "fd01::/16")
+    told = msgspec.structs.replace(SPLIT, resolved=True, include=include)
+    assert "6 any to 10.0.0.0/8: lookup" in queries(told, 4)
+    assert "6 any to fd01::/16: lookup" in queries(told, 6)
+    assert len(queries(told, 4)) == len(queries(told, 6)) == 4
+    stub = msgspec.structs.replace(SPLIT, stub=True, include=include)
+    assert len(queries(stub, 4)) == len(queries(stub, 6)) == 3

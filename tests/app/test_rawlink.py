@@ -174,8 +174,9 @@ async def test_a_refusal_is_passed_on() -> None:
 async def test_a_server_that_cannot_be_set_up() -> None:
     server = FakeServer()
     server.answer = f"{FAILED}no right to change the system"
-    with pytest.raises(ServerError, match="no right to change the system"):
+    with pytest.raises(ServerError, match="no right to change the system") as caught:
         await RawLinks(server).open(Handler())
+    assert str(caught.value).endswith("or choose another way for datagrams")
     assert server.tunnels[0].is_closed
     assert server.shells[0].is_ended
     server.no_commands = True

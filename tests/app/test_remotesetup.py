@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
+import signal
 import subprocess
 import textwrap
 from typing import TYPE_CHECKING
@@ -267,6 +268,28 @@ def test_what_was_lost_is_undone_in_the_end(
     assert server.state() == before
 
 
+@pytest.mark.parametrize("is_listening", [True, False])
+def test_it_waits_longer_where_sshd_has_gone(server: Server, is_listening: bool) -> None:
+    """Else the client has, or is back at once."""
+    (server.bin / "sshd").symlink_to(os.path.realpath("/bin/sh"))
+    pauses = server.bin.parent / "pauses"
+    server.program("sleep", f"echo $1 >>{pauses}")
+    # A child of nobody, for whom no sshd that the tests may run below can stand in.
+    lost = server.start("exec 3<&0; sshd -c 'echo sshd $$; sh -s; :' <&3 & exit\n")
+    pid = int(until(lost, "sshd")[-1].split()[1])
+    lost.wait()
+    assert lost.stdin is not None
+    lost.stdin.write(remotesetup.script(END, NAME))
+    lost.stdin.flush()
+    until(lost, READY)
+    if not is_listening:
+        os.kill(pid, signal.SIGKILL)
+    lost.communicate()
+    assert "masquerade" not in server.state()
+    seconds = remotesetup.LOST_S if is_listening else remotesetup.RETURN_S
+    assert sum(map(int, pauses.read_text().split())) == seconds
+
+
 @pytest.mark.parametrize(("name", "is_ended"), [(NAME, True), ("decaf", False)])
 def test_the_process_that_holds_a_device_is_ended(
     server: Server, name: str, is_ended: bool
@@ -287,6 +310,42 @@ def test_the_process_that_holds_a_device_is_ended(
         assert holder.poll() is None
         server.start(remotesetup.take_over("tun70", NAME)).communicate()
     holder.communicate()
+
+
+def test_a_device_is_taken_over_within_one_connection(server: Server) -> None:
+    """Which goes on."""
+    (server.bin / "sshd").symlink_to(os.path.realpath("/bin/sh"))
+    pipe = server.bin.parent / "pipe"
+    os.mkfifo(pipe)
+    holder = server.start(f"exec sshd -c 'sh -s <{pipe} & echo here; sh -s; echo there'\n")
+    until(holder, "here")
+    with pipe.open("w") as first:
+        first.write(remotesetup.script(END, NAME))
+        first.flush()
+        until(holder, READY)
+        assert holder.stdin is not None
+        holder.stdin.write(remotesetup.take_over("tun70", NAME))
+        holder.stdin.flush()
+        until(holder, READY)
+        until(holder, "there")
+        holder.communicate()
+        assert "masquerade" in server.state()
+
+
+def test_who_has_the_number_of_the_one_that_has_ended_is_left_alone(server: Server) -> None:
+    other = server.start("echo here; exec cat\n")
+    until(other, "here")
+    assert other.stdin is not None
+    other.stdin.write("there\n")
+    other.stdin.flush()
+    until(other, "there")
+    files = "/run/tunproxy/tun70"
+    server.run(f"mkdir /run/tunproxy; echo {other.pid} >{files}.pid; echo {NAME} >{files}.owner")
+    taken = server.start(remotesetup.take_over("tun70", NAME))
+    until(taken, READY)
+    taken.communicate()
+    assert other.poll() is None
+    assert other.communicate("alive")[0] == "alive"
 
 
 def test_the_commands_can_be_typed(server: Server) -> None:

@@ -47,9 +47,9 @@ class FakeShell:
 
 async def failure(shell: FakeShell) -> str:
     with pytest.raises(ServerError) as caught:
-        await remoteshell.set_up(shell, END, "us", lambda line: None)
+        await remoteshell.set_up(shell, END, "us", lambda line: None, "go home")
     text = str(caught.value)
-    assert "log in as root or with sudo" in text
+    assert text.endswith("; log in as root or with sudo, or go home")
     return text
 
 
@@ -57,7 +57,7 @@ async def failure(shell: FakeShell) -> str:
 async def test_what_is_done_is_shown() -> None:
     shown: list[str] = []
     shell = FakeShell(f"{SHOWN}ip addr add", "noise", f"{SHOWN}nft add", READY, hangs=True)
-    await remoteshell.set_up(shell, END, "us", shown.append)
+    await remoteshell.set_up(shell, END, "us", shown.append, "go home")
     assert shell.written == script(END, "us")
     assert shown == ["on the server: ip addr add", "on the server: nft add"]
     assert shell.calls == []

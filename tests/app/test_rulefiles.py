@@ -78,8 +78,13 @@ def test_what_a_reload_does_not_change() -> None:
     after = Config(
         server=(Server(target="b"),),
         tun=TunDevice(mtu=1400),
-        dns=Dns(mode="remote", real=("a.example",)),
+        dns=Dns(mode="remote", real=("a.example",), split=("example",)),
         rules=Rules(files=()),
     )
     assert rulefiles.unchanged_until_restart(before, before) == []
-    assert rulefiles.unchanged_until_restart(before, after) == ["server", "tun", "dns.mode"]
+    assert rulefiles.unchanged_until_restart(before, after) == [
+        "server",
+        "tun",
+        "dns.mode",
+        "dns.split",
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,13 +15,22 @@ from tunproxy.app.tasks import TaskSet
 from tunproxy.errors import OpenFailed, Refusal, ServerError
 
 if TYPE_CHECKING:
-    from tunproxy.upstream.base import StreamHandler
+    from tunproxy.app.remoteshell import Shell
+    from tunproxy.upstream.base import (
+        PacketHandler,
+        PacketTunnel,
+        Pipe,
+        PipeHandler,
+        StreamHandler,
+    )
+    from tunproxy.upstream.vpn_terms import Kind
 
 
 class FakeServer:
     """A server whose login goes as the test says."""
 
     def __init__(self, failure: str | None = None) -> None:
+        self.resolver_addresses = ("192.0.2.53",)
         self.failure = failure
         self.may_connect = asyncio.Event()
         self.opened: list[str] = []
@@ -45,6 +54,20 @@ class FakeServer:
     ) -> FakeStream:
         self.opened.append(host)
         return FakeStream()
+
+    async def pipe(self, command: str, handler: PipeHandler) -> Pipe:
+        self.opened.append(f"pipe {command}")
+        raise NotImplementedError
+
+    async def command(self, command: str) -> Shell:
+        self.opened.append(f"command {command}")
+        raise NotImplementedError
+
+    async def open_tunnel(
+        self, kind: Kind, handler: PacketHandler, *, unit: int | None
+    ) -> PacketTunnel:
+        self.opened.append(f"{kind} tunnel {unit}")
+        raise NotImplementedError
 
 
 class Setup:
@@ -134,10 +157,40 @@ async def test_end_during_the_login() -> None:
 
 
 @both_loops
+@pytest.mark.parametrize("failure", [None, "the server refuses us"])
+async def test_ways_for_datagrams_log_in_as_well(failure: str | None) -> None:
+    """Whatever they need; where nobody lets us in, that is why they do not work."""
+    setup = Setup(failure)
+    handler: Any = None
+    loop = asyncio.get_running_loop()
+    assert not setup.lazy.is_logged_in
+    wanted = [
+        loop.create_task(want, name="want")
+        for want in (
+            setup.lazy.pipe("python3", handler),
+            setup.lazy.command("sh"),
+            setup.lazy.open_tunnel("tun", handler, unit=3),
+        )
+    ]
+    await turns(3)
+    (server,) = setup.made
+    server.may_connect.set()
+    expected = NotImplementedError if failure is None else ServerError
+    for want in wanted:
+        with pytest.raises(expected, match=failure and f"no login: {failure}"):
+            await want
+    asked = {"pipe python3", "command sh", "tun tunnel 3"}
+    assert set(server.opened) == (asked if failure is None else set())
+    assert setup.lazy.is_logged_in is (failure is None)
+    await setup.tasks.cancel()
+
+
+@both_loops
 async def test_names_of_servers() -> None:
     setup, first = Setup(), FakeUpstream()
     servers = Servers("exit", first, {"home": setup.lazy})
     assert servers.find(None) is first
     assert servers.find("exit") is first
     assert servers.find("home") is setup.lazy
+    assert servers.others == {"home": setup.lazy}
     await servers.close()

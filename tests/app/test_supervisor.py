@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import select
 import signal
 import socket
 import stat
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.helpers.lab_wait import until
+from tests.helpers.pseudo_terminal import PseudoTerminal
 from tests.helpers.supervised import Place, place
 from tunproxy.linux import marks
 
@@ -251,19 +251,42 @@ def test_sockets_are_made_with_the_mark(here: Place) -> None:
     assert supervised.wait_for(2) == [expected, expected]
 
 
+@pytest.mark.parametrize("groups", ["0 2147483647", "1 0"])
+def test_ping_sockets_are_raw_only_where_nobody_may_have_them(here: Place, groups: str) -> None:
+    supervised = here.start(f"""
+        open("/proc/sys/net/ipv4/ping_group_range", "w").write("{groups}")
+        for family, protocol in (
+            (socket.AF_INET, socket.IPPROTO_ICMP),
+            (socket.AF_INET6, socket.IPPROTO_ICMPV6),
+        ):
+            received = ask(WantSocket(7, family, socket.SOCK_DGRAM, protocol))
+            with socket.socket(fileno=received.fds[0]) as sock:
+                mark = sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+                say(sock.family == family, sock.proto == protocol, int(sock.type), mark)
+        assert link.recv() is None
+    """)
+    kind = int(socket.SOCK_RAW if groups == "1 0" else socket.SOCK_DGRAM)
+    expected = [True, True, kind, marks.BYPASS_MARK]
+    assert supervised.wait_for(2) == [expected, expected]
+
+
 def test_no_other_sockets_are_made(here: Place) -> None:
     supervised = here.start("""
-        for family, kind in (
-            (socket.AF_INET, socket.SOCK_RAW),
-            (socket.AF_PACKET, socket.SOCK_DGRAM),
-            (socket.AF_UNIX, socket.SOCK_STREAM),
-            (-1, 10**9),
+        for family, kind, protocol in (
+            (socket.AF_INET, socket.SOCK_RAW, 0),
+            (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+            (socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6),
+            (socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_ICMP),
+            (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+            (socket.AF_PACKET, socket.SOCK_DGRAM, 0),
+            (socket.AF_UNIX, socket.SOCK_STREAM, 0),
+            (-1, 10**9, -1),
         ):
-            say(ask(WantSocket(8, family, kind)).message.text)
+            say(ask(WantSocket(8, family, kind, protocol)).message.text)
         connect()
         assert link.recv() is None
     """)
-    answers = supervised.wait_for(4)
+    answers = supervised.wait_for(8)
     assert all(text.startswith("no sockets of family") for (text,) in answers)
     supervised.wait_ready()
 
@@ -461,27 +484,14 @@ def test_the_command_does_not_outlive_the_engine(here: Place, trap: str) -> None
 # ---- the terminal
 
 
-class Terminal:
+class Terminal(PseudoTerminal):
     """A terminal with a supervisor in its foreground."""
 
     def __init__(self, here: Place, engine: str, argv: list[str] | None = None) -> None:
-        self._master, slave = os.openpty()
-        options: dict[str, Any] = {"wrapper": ["setsid", "--ctty"], "stdin": slave}
+        super().__init__()
+        options: dict[str, Any] = {"wrapper": ["setsid", "--ctty"], "stdin": self.slave}
         self.supervised = here.start(engine, argv=argv, **options)
-        os.close(slave)
-
-    def close(self) -> None:
-        os.close(self._master)
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def see(self, expected: str) -> str:
-        seen = ""
-        while not seen.endswith(expected):
-            assert select.select([self._master], [], [], 10)[0], f"only {seen!r} is to be seen"
-            seen += os.read(self._master, 1000).decode()
-        return seen
+        self.leave_to_programs()
 
 
 ASK = """

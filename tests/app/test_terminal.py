@@ -4,57 +4,25 @@ from __future__ import annotations
 
 import os
 import select
-import termios
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers.pseudo_terminal import PseudoTerminal
 from tunproxy.app.terminal import Question, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class User:
-    """Who sits at the terminal ``path``."""
-
-    def __init__(self) -> None:
-        self._master, self._slave = os.openpty()
-        self.path = os.ttyname(self._slave)
-
-    def close(self) -> None:
-        os.close(self._slave)
-        self.hang_up()
-
-    def hang_up(self) -> None:
-        if self._master >= 0:
-            os.close(self._master)
-            self._master = -1
-
-    def type(self, text: str) -> None:
-        os.write(self._master, text.encode())
-
-    def see(self, expected: str) -> str:
-        """Read what the terminal shows until it ends with ``expected``."""
-        seen = ""
-        while not seen.endswith(expected):
-            assert select.select([self._master], [], [], 10)[0], f"only {seen!r} is to be seen"
-            seen += os.read(self._master, 1000).decode()
-        return seen
-
-    @property
-    def modes(self) -> list[Any]:
-        return termios.tcgetattr(self._slave)
-
-
 @pytest.fixture
-def user() -> Iterator[User]:
-    user = User()
+def user() -> Iterator[PseudoTerminal]:
+    user = PseudoTerminal()
     yield user
     user.close()
 
 
-def ask(user: User, prompt: str, *, echo: bool) -> Question:
+def ask(user: PseudoTerminal, prompt: str, *, echo: bool) -> Question:
     question = Question.ask(prompt, echo=echo, terminal=user.path)
     assert question is not None
     return question
@@ -65,7 +33,7 @@ def wait(question: Question) -> str | None:
     return question.answer()
 
 
-def test_an_answer_that_may_be_seen(user: User) -> None:
+def test_an_answer_that_may_be_seen(user: PseudoTerminal) -> None:
     question = ask(user, "Really? ", echo=True)
     assert user.see("Really? ") == "Really? "
     user.type("yes\r")
@@ -74,7 +42,7 @@ def test_an_answer_that_may_be_seen(user: User) -> None:
     question.close()
 
 
-def test_an_answer_that_may_not_be_seen(user: User) -> None:
+def test_an_answer_that_may_not_be_seen(user: PseudoTerminal) -> None:
     before = user.modes
     question = ask(user, "Passphrase: ", echo=False)
     user.see("Passphrase: ")
@@ -85,7 +53,7 @@ def test_an_answer_that_may_not_be_seen(user: User) -> None:
     assert user.modes == before
 
 
-def test_the_terminal_is_as_before_when_nobody_answers(user: User) -> None:
+def test_the_terminal_is_as_before_when_nobody_answers(user: PseudoTerminal) -> None:
     before = user.modes
     question = ask(user, "Passphrase: ", echo=False)
     assert user.modes != before
@@ -93,7 +61,7 @@ def test_the_terminal_is_as_before_when_nobody_answers(user: User) -> None:
     assert user.modes == before
 
 
-def test_what_was_typed_before_is_no_answer(user: User) -> None:
+def test_what_was_typed_before_is_no_answer(user: PseudoTerminal) -> None:
     user.type("curious\r")
     user.see("\r\n")
     question = ask(user, "Passphrase: ", echo=False)
@@ -102,7 +70,7 @@ def test_what_was_typed_before_is_no_answer(user: User) -> None:
     question.close()
 
 
-def test_an_unfinished_line_is_no_answer(user: User) -> None:
+def test_an_unfinished_line_is_no_answer(user: PseudoTerminal) -> None:
     question = ask(user, "Name: ", echo=True)
     user.type("ad")
     user.see("ad")
@@ -112,21 +80,21 @@ def test_an_unfinished_line_is_no_answer(user: User) -> None:
     question.close()
 
 
-def test_end_of_file_is_no_answer(user: User) -> None:
+def test_end_of_file_is_no_answer(user: PseudoTerminal) -> None:
     question = ask(user, "Name: ", echo=True)
     user.type("\x04")
     assert wait(question) is None
     question.close()
 
 
-def test_an_empty_answer_is_one(user: User) -> None:
+def test_an_empty_answer_is_one(user: PseudoTerminal) -> None:
     question = ask(user, "Name: ", echo=True)
     user.type("\r")
     assert wait(question) == ""
     question.close()
 
 
-def test_a_terminal_that_hangs_up(user: User) -> None:
+def test_a_terminal_that_hangs_up(user: PseudoTerminal) -> None:
     question = ask(user, "Passphrase: ", echo=False)
     user.hang_up()
     assert wait(question) is None
@@ -140,7 +108,7 @@ def test_no_terminal() -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_prompt_does_not_command_the_terminal(user: User) -> None:
+def test_a_prompt_does_not_command_the_terminal(user: PseudoTerminal) -> None:
     question = ask(user, "\x1b]0;title\x07Password:\r ", echo=True)
     assert user.see(" ") == "?]0;title?Password:? "
     question.close()

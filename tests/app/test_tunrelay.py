@@ -10,6 +10,7 @@ import logging
 import pytest
 
 from tests.helpers.aio import both_loops, turns, until
+from tests.helpers.datagram_box import Box
 from tests.helpers.fake_tunnel import FakeTunnel
 from tests.helpers.icmp_messages import echo_reply, message
 from tests.helpers.packets import ICMP, TCP, UDP, V4, V6, Ends, ip4, packet, read, tcp, udp
@@ -46,20 +47,6 @@ class Links:
 
     def close(self) -> None:
         self.closed += 1
-
-
-class Box:
-    """A handler that keeps what comes."""
-
-    def __init__(self) -> None:
-        self.received: list[tuple[str, int, bytes]] = []
-        self.errors: list[tuple[str, int, DatagramError, int | None]] = []
-
-    def datagram_received(self, host: str, port: int, payload: bytes) -> None:
-        self.received.append((host, port, payload))
-
-    def error_received(self, host: str, port: int, kind: DatagramError, mtu: int | None) -> None:
-        self.errors.append((host, port, kind, mtu))
 
 
 async def resolve(name: str) -> list[str]:

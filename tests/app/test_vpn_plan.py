@@ -197,3 +197,23 @@ def test_every_address_of_the_link_is_captured() -> None:
     }
     assert sources == {"0.0.0.0/32", "10.74.0.2/32", "10.74.0.3/32"}
     assert {r.source for r in ways(plan, marks.table(0)).values() if r.device} == {"10.74.0.2"}
+
+
+def test_names_are_split_by_systemd_resolved_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(dns=Dns(split=("corp.example",)))
+    plan = CapturePlan.from_config(config, 0, False, vpn=True)
+    terms = LinkTerms(local=("10.74.0.2/24",), dns=("10.74.0.53",), routes=("10.0.0.0/8",))
+    assert plan.with_link(msgspec.structs.replace(terms, dns=())).split
+    with pytest.raises(ConfigError, match="systemd-resolved, which is not here"):
+        plan.with_link(terms)
+    monkeypatch.setattr("tunproxy.linux.resolved.available", lambda: True)
+    told = plan.with_link(terms)
+    assert (told.splits_locally, told.diverts) == (True, False)
+    found = [
+        str(rule.destination)
+        for rule in policy.rules(told, 4, {})
+        if (rule.protocol, rule.priority) == (17, marks.priority(0, 6))
+    ]
+    assert found == ["10.74.0.53/32", "10.74.0.0/24", "10.0.0.0/8"]
+    with pytest.raises(ConfigError, match="this machine only"):
+        msgspec.structs.replace(plan, gateway=True).with_link(terms)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.helpers.command import failure, tunproxy
-from tests.helpers.instance import FakeInstance
+from tests.helpers.instance import FakeInstance, instance
 from tunproxy.app.control import DnsRecord, Listed, Queried
 from tunproxy.cli.dns import describe, table
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["instance"]
 
 WHY = "rule MATCH,PROXY (my.list:1)"
 RECORD = DnsRecord(name="a.test.", ttl=1, type="A", data="198.18.0.4")
@@ -31,12 +29,6 @@ def queried(
             )
         )
     )  # fmt: skip
-
-
-@pytest.fixture
-def instance() -> Iterator[FakeInstance]:
-    with FakeInstance("tp0") as running:
-        yield running
 
 
 @pytest.mark.netns

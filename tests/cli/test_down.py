@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
 from tests.helpers.command import UNPRIVILEGED, failure, tunproxy
-from tests.helpers.instance import FakeInstance
+from tests.helpers.instance import FakeInstance, instance
 from tunproxy.cli.down import stop
 from tunproxy.errors import TunproxyError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+__all__ = ["instance"]
 
 pytestmark = pytest.mark.netns
-
-
-@pytest.fixture
-def instance() -> Iterator[FakeInstance]:
-    with FakeInstance("tp0") as running:
-        yield running
 
 
 def test_nothing_runs() -> None:

@@ -84,6 +84,15 @@ def test_every_option(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -
     assert got.verbosity == 3
 
 
+def test_split_names(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('[dns]\nsplit = ["a.example"]\n')
+    words = ("-c", str(file), "--split-dns", "b.example", "--split-dns", "c.example", "host")
+    assert parse(*words, "--", "true").config.dns.split == ("a.example", "b.example", "c.example")
+    with pytest.raises(ConfigError, match=r"dns\.split\[1\]: expected a domain name"):
+        parse("host", "--split-dns", "a.example", "--split-dns", "*.b", "--", "true")
+
+
 def test_server_of_the_config(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text('[[server]]\ntarget = "user@host"\nport = 7\n')

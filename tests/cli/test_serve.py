@@ -15,27 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.command import failure, sentence, tunproxy
+from tests.helpers.ssh_files import fingerprint, new_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 DEADLINE_S = 20
-
-
-def keygen(path: pathlib.Path) -> pathlib.Path:
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)],
-        check=True,
-        timeout=DEADLINE_S,
-    )
-    return path
-
-
-def fingerprint(public_key: pathlib.Path) -> str:
-    done = subprocess.run(
-        ["ssh-keygen", "-l", "-f", str(public_key)], check=True, capture_output=True, text=True
-    )
-    return done.stdout.split()[1]
 
 
 class Exit:
@@ -45,7 +30,7 @@ class Exit:
         self._directory = directory
         self._key = directory / "user"
         if not self._key.exists():
-            keygen(self._key)
+            new_key(self._key)
         words = ["--listen", "127.0.0.1:0", "--authorized-keys", f"{self._key}.pub", *options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tunproxy", "serve", *words],
@@ -166,7 +151,7 @@ def test_nothing_but_connections(start: Callable[..., Exit]) -> None:
 
 
 def test_unknown_key_is_turned_away(start: Callable[..., Exit], tmp_path: pathlib.Path) -> None:
-    stranger = keygen(tmp_path / "stranger")
+    stranger = new_key(tmp_path / "stranger")
     command = start().ssh("-W", "127.0.0.1:1")
     done = through([str(stranger) if w == str(tmp_path / "user") else w for w in command], b"")
     assert done.returncode == 255
@@ -175,7 +160,7 @@ def test_unknown_key_is_turned_away(start: Callable[..., Exit], tmp_path: pathli
 
 def test_host_key_is_made_once_and_shown(start: Callable[..., Exit]) -> None:
     first = start()
-    shown = fingerprint(pathlib.Path(f"{first.host_key}.pub"))
+    shown = fingerprint(first.host_key)
     assert first.said[0] == f"host key {shown} ({first.host_key})\n"
     assert first.host_key.stat().st_mode & 0o777 == 0o600
     assert first.host_key.parent.stat().st_mode & 0o777 == 0o700
@@ -184,9 +169,9 @@ def test_host_key_is_made_once_and_shown(start: Callable[..., Exit]) -> None:
 
 
 def test_host_key_of_the_user(start: Callable[..., Exit], tmp_path: pathlib.Path) -> None:
-    key = keygen(tmp_path / "given")
+    key = new_key(tmp_path / "given")
     server = start("--host-key", str(key))
-    assert server.said[0] == f"host key {fingerprint(tmp_path / 'given.pub')} ({key})\n"
+    assert server.said[0] == f"host key {fingerprint(key)} ({key})\n"
     assert not server.host_key.exists()
 
 
@@ -207,13 +192,13 @@ def test_missing_keys(tmp_path: pathlib.Path) -> None:
     done = tunproxy("serve", env={"HOME": str(tmp_path)})
     assert done.returncode == 2
     assert "authorized_keys" in sentence(done.stderr)
-    user = keygen(tmp_path / "user")
+    user = new_key(tmp_path / "user")
     words = ["--host-key", str(tmp_path / "missing"), "--authorized-keys", f"{user}.pub"]
     assert str(tmp_path / "missing") in failure("serve", *words, status=2)
 
 
 def test_address_that_is_taken(tmp_path: pathlib.Path) -> None:
-    user = keygen(tmp_path / "user")
+    user = new_key(tmp_path / "user")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = tunproxy(

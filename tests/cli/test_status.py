@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from tests.helpers.command import failure, sentence, tunproxy
-from tests.helpers.instance import STATUS, FakeInstance
-from tunproxy.app.control import ClientStatus, Direction, HubStatus, LinkStatus, status_of
+from tests.helpers.instance import STATUS, FakeInstance, instance
+from tunproxy.app.control import (
+    ClientStatus,
+    Direction,
+    HubStatus,
+    LinkStatus,
+    ServerDatagrams,
+    status_of,
+)
 from tunproxy.cli.status import describe, duration, octets
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def instance() -> Iterator[FakeInstance]:
-    with FakeInstance("tp0") as running:
-        yield running
+__all__ = ["instance"]
 
 
 @pytest.mark.netns
@@ -67,6 +66,14 @@ def test_dead_instance_is_not_shown() -> None:
 def test_text_of_several_connections() -> None:
     first = next(iter(describe(msgspec.structs.replace(STATUS, connections=4))))
     assert "aes128-gcm@openssh.com, 4 connections, reconnected" in first
+
+
+def test_text_of_split_names() -> None:
+    lines = list(describe(msgspec.structs.replace(STATUS, dns_split=["corp.example", "lan"])))
+    assert (
+        "  dns      9 queries, names of corp.example, lan; the machine's own resolvers answer the"
+        " others"
+    ) in lines
 
 
 def test_text() -> None:
@@ -131,6 +138,9 @@ def test_text_while_there_is_no_connection() -> None:
     first, *_, last = describe(status)
     assert first == "tp0: user@host, link connecting, running for 1 min 5 s"
     assert last == "  udp      agent"
+    other = ServerDatagrams(name="home", udp="unknown", reason="nothing was sent there yet")
+    *_, last = describe(msgspec.structs.replace(status, udp_servers=[other]))
+    assert last == "  udp      through home: unknown (nothing was sent there yet)"
     without = msgspec.structs.replace(status, udp="reject", udp_reason="agent: no python3")
     *_, last = describe(without)
     assert last == "  udp      reject (agent: no python3)"

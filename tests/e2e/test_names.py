@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers.lab import BESIDE_ORIGIN
+from tests.helpers import origin
+from tests.helpers.lab import BESIDE_ORIGIN, ORIGIN4, ORIGIN6, WORLD4
 from tests.helpers.lab_http import whoami
 from tests.helpers.lab_tunproxy import run_program, up
 from tests.helpers.lab_wait import until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.helpers.lab import Lab
 
 pytestmark = pytest.mark.netns
@@ -54,6 +57,129 @@ def test_the_truth_and_who_decides(lab: Lab) -> None:
         whoami(lab.client, fake_address(lab, "origin.test"))
         assert program.status()["counters"].get("open_by_address", 0) >= 1
         assert program.stop() == 0, program.output()
+
+
+# What only the server's hosts file knows
+
+
+def curl(lab: Lab, name: str) -> int:
+    """Fetch something from ``name``; return curl's exit status (6: there is no such name)."""
+    url = f"http://{name}:{origin.HTTP}/bytes/1000"
+    return lab.client.run(
+        "curl", "-sS", "--max-time", "20", "-o/dev/null", url, check=False
+    ).returncode
+
+
+@pytest.fixture
+def hosts_file(lab: Lab) -> Iterator[None]:
+    """Only the server itself knows these; the resolver of its side denies them."""
+    path = lab.server.path("/etc/hosts")
+    before = path.read_text()
+    path.write_text(
+        f"{before}\n{ORIGIN4} Listed.test intranet shop.local # ours\n127.0.0.1 own.test\n"
+    )
+    yield
+    path.write_text(before)
+
+
+@pytest.mark.usefixtures("hosts_file")
+def test_hosts_of_the_server(lab: Lab) -> None:
+    with up(lab) as program:
+        for name in ("listed.test", "intranet", "shop.local"):
+            assert curl(lab, name) == 0, name
+        assert program.status()["counters"]["open_by_address"] >= 3, "it was not sshd that knew"
+        found = ask(lab, "query", "listed.test")
+        assert (found["kind"], found["server"]) == ("fake", "hosts of the server")
+        assert ask(lab, "query", "listed.test", "AAAA")["answers"] == []
+        assert fake_address(lab, "own.test")
+        assert curl(lab, "nowhere") == 6
+        for name in ("nowhere.test", "nowhere.local"):
+            assert "status: NXDOMAIN" in dig(lab, name)
+            assert curl(lab, name) == 6
+        # Types that a hosts file does not have: the name exists all the same.
+        assert "status: NOERROR" in dig(lab, "listed.test", "MX")
+        assert program.stop() == 0, program.output()
+
+
+@pytest.mark.usefixtures("hosts_file")
+def test_hosts_of_the_server_have_real_addresses(lab: Lab) -> None:
+    with up(lab, "--dns", "remote") as program:
+        assert dig(lab, "+short", "listed.test").split() == [ORIGIN4]
+        assert ask(lab, "query", "intranet")["server"] == "hosts of the server"
+        assert curl(lab, "intranet") == 0
+        # Its address here would be that of the client itself.
+        assert "status: NXDOMAIN" not in dig(lab, "own.test")
+        assert dig(lab, "+short", "own.test") == ""
+        assert "status: NXDOMAIN" in dig(lab, "nowhere.test")
+        assert program.stop() == 0, program.output()
+
+
+def test_hosts_are_read_again_after_a_reconnection(lab: Lab, hosts_file: None) -> None:
+    with up(lab) as program:
+        assert curl(lab, "later.test") == 6
+        with lab.server.path("/etc/hosts").open("a") as file:
+            file.write(f"{ORIGIN4} later.test\n")
+        lab.sshd.restart()
+        until(lambda: program.status()["reconnects"] == 1, "the reconnection")
+        until(lambda: curl(lab, "later.test") == 0, "the new name to be known")
+        assert program.stop() == 0, program.output()
+
+
+def test_without_commands_nothing_is_known(lab: Lab, hosts_file: None) -> None:
+    lab.sshd.restart({"MaxSessions": "0"})
+    try:
+        with up(lab, "--dns", "fake-ip") as program:
+            assert curl(lab, "intranet") == 6
+            assert program.stop() == 0, program.output()
+    finally:
+        lab.sshd.restart()
+
+
+# Settings that change
+
+
+CHANGED = f"""
+[dns]
+hosts = {{ "printer.test" = ["{ORIGIN4}"] }}
+real = ["v4.test"]
+truthful = false
+resolve = "server"
+cache_size = 0
+[[dns.rule]]
+suffix = ["v6.test"]
+server = "{ORIGIN4}"
+"""
+
+
+def test_settings_are_read_again(lab: Lab) -> None:
+    """By ``tunproxy reload`` and by SIGHUP; a flow that there is does not notice."""
+    config = lab.directory / "names.toml"
+    config.write_text("")
+    with up(lab, "-c", str(config)) as program, lab.client.connect(WORLD4, origin.ECHO) as flow:
+        assert is_usual(lab)
+        config.write_text(CHANGED)
+        assert "restart" not in run_program(lab, "reload").stdout
+        assert dig(lab, "+short", "printer.test").split() == [ORIGIN4]
+        assert dig(lab, "+short", "v4.test").split() == [ORIGIN4]
+        assert ask(lab, "query", "v6.test", "AAAA")["server"] == ORIGIN4
+        assert ask(lab, "query", "v6.test", "AAAA")["answers"][0]["data"] == ORIGIN6
+        assert [each["kind"] for each in ask(lab, "list", "v6.test")] == []
+        assert fake_address(lab, "nowhere.test"), "nobody is asked whether it exists"
+        by_address = program.status()["counters"].get("open_by_address", 0)
+        whoami(lab.client, fake_address(lab, "origin.test"))
+        assert program.status()["counters"].get("open_by_address", 0) == by_address
+        config.write_text("")
+        os.kill(program.pid, signal.SIGHUP)
+        until(lambda: is_usual(lab), "the settings of the start")
+        flow.sendall(b"still here")
+        assert flow.recv(100) == b"still here"
+        assert program.stop() == 0, program.output()
+
+
+def is_usual(lab: Lab) -> bool:
+    """Whether names are answered as without a config."""
+    answers = [dig(lab, "+short", name).strip() for name in ("printer.test", "v4.test")]
+    return answers[0] == "" and answers[1].startswith(("198.18.", "198.19."))
 
 
 @pytest.mark.parametrize("killed", [False, True])

@@ -11,13 +11,8 @@ import pytest
 
 from tests.helpers.lab import OUTSIDE4, WORLD4
 from tests.helpers.lab_http import whoami
-from tests.helpers.lab_tunproxy import (
-    Tunproxy,
-    process_status,
-    run_command,
-    run_program,
-    up,
-)
+from tests.helpers.lab_tunproxy import Tunproxy, run_command, run_program, up
+from tests.helpers.processes import process_status
 
 if TYPE_CHECKING:
     import pathlib

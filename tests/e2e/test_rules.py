@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +25,7 @@ from tests.helpers.lab_http import whoami
 from tests.helpers.lab_tunproxy import Tunproxy, run_program, up
 from tests.helpers.lab_wait import until
 from tests.helpers.mmdb import write_mmdb
+from tests.helpers.quic_peer import make_certificate
 
 if TYPE_CHECKING:
     import pathlib
@@ -222,6 +226,41 @@ def test_name_in_a_client_hello(steered: Steered) -> None:
             echoed += sock.recv(4096)
         assert echoed == hello
     assert steered.hits()["DOMAIN,sniffed.test,DIRECT"] == 1
+
+
+def test_name_in_a_quic_initial(steered: Steered) -> None:
+    """A flow to a bare address is decided by what the client's first flight asks for."""
+    lab, name = steered.lab, "www.quic.test"
+    until(lambda: steered.program.status()["udp"] == "agent", "the agent")
+    certificate, key = make_certificate(name, steered.directory)
+    peer = (sys.executable, "-m", "tests.helpers.quic_peer")
+    words = (*peer, "ask", name, "443", certificate, "100000", "100000", WORLD4)
+    server = lab.world.popen(
+        *peer, "serve", WORLD4, "443", certificate, key,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with server, contextlib.ExitStack() as stack:
+        stack.callback(server.kill)
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"listening\n"
+        for rule, seen in (
+            ("DOMAIN-SUFFIX,quic.test,DIRECT", CLIENT4),
+            ("DOMAIN-SUFFIX,other.test,DIRECT", OUTSIDE4),
+        ):
+            steered.rule(rule, "AND,((NETWORK,udp),(DST-PORT,1-442)),REJECT")
+            assert json.loads(lab.client.run(*words).stdout) == {
+                "up": origin.digest(100_000),
+                "down": origin.digest(100_000),
+                "seen": seen,
+            }
+            assert steered.hits().get(rule, 0) == (seen == CLIENT4)
+        rule = "DOMAIN-SUFFIX,quic.test,REJECT"
+        steered.rule(rule)
+        with lab.client.popen(*words, stdout=subprocess.PIPE) as client:
+            until(lambda: steered.hits().get(rule, 0) >= 1, "the refusal")
+            client.kill()
+            assert client.stdout is not None
+            assert client.stdout.read() == b""
 
 
 def test_server_that_speaks_first(steered: Steered) -> None:

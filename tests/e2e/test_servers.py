@@ -1,4 +1,4 @@
-"""Rules that name one of several servers."""
+"""Rules that name one of several servers; datagrams are in test_servers_datagrams.py."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.helpers.lab import (
     ORIGIN4,
     OUTSIDE4,
     SERVER4,
-    SSH_PORT,
     WORLD4,
     WORLD6,
 )
 from tests.helpers.lab_http import whoami
+from tests.helpers.lab_servers import Entry, write_config
 from tests.helpers.lab_tunproxy import Tunproxy, up
 from tests.helpers.lab_wait import until
 
@@ -33,32 +33,18 @@ pytestmark = pytest.mark.netns
 def two_servers(lab: Lab) -> Iterator[Tunproxy]:
     """An instance with a second server, which is the same host by another address, and a third
     that lets nobody in."""
-    directory = lab.directory / "servers"
-    directory.mkdir()
-    directory.chmod(0o755)
-    (directory / "my.list").write_text(
-        f"IP-CIDR,{WORLD4}/32,second\nIP-CIDR6,{WORLD6}/128,third\nMATCH,exit\n"
-    )
+    rules = f"IP-CIDR,{WORLD4}/32,second\nIP-CIDR6,{WORLD6}/128,third\nMATCH,exit\n"
     sshd = lab.sshd
-    servers = "".join(
-        f"""
-        [[server]]
-        name = "{name}"
-        target = "root@{address}"
-        port = {SSH_PORT}
-        identity = "{key}"
-        known_hosts = "{sshd.known_hosts}"
-        ssh_config = "none"
-        """
-        for name, address, key in (
-            ("exit", OUTSIDE4, sshd.key),
-            ("second", SERVER4, sshd.key),
-            ("third", SERVER4, sshd.foreign_key),
-        )
+    config = write_config(
+        lab.directory / "servers",
+        rules,
+        [
+            Entry("exit", OUTSIDE4, sshd, sshd.key),
+            Entry("second", SERVER4, sshd, sshd.key),
+            Entry("third", SERVER4, sshd, sshd.foreign_key),
+        ],
     )
-    config = directory / "config.toml"
-    config.write_text(servers + '[rules]\nfiles = ["my.list"]\n')
-    with up(lab, "-c", str(config)) as program:
+    with up(lab, "-c", config) as program:
         yield program
 
 

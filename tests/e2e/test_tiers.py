@@ -37,10 +37,11 @@ def lab() -> Iterator[Lab]:
 
 
 @contextlib.contextmanager
-def using(lab: Lab, tier: str, *options: str) -> Iterator[Tunproxy]:
-    """The program, as soon as it has the way that was asked for."""
+def using(lab: Lab, tier: str, *options: str, wanted: str = "") -> Iterator[Tunproxy]:
+    """The program, as soon as it has the way that was asked for, or that is ``wanted``."""
+    wanted = wanted or tier
     with up(lab, "--udp", tier, "-v", *options) as program:
-        until(lambda: program.status()["udp"] == tier, f"{tier}; {program.output()}")
+        until(lambda: program.status()["udp"] == wanted, f"{wanted}; {program.output()}")
         yield program
 
 
@@ -166,10 +167,12 @@ def daemon(lab: Lab) -> Iterator[None]:
     )
     assert process.stdout is not None
     with process.stdout:
-        assert process.stdout.readline() == b"listening\n"
-        yield
-    process.terminate()
-    process.wait()
+        try:
+            assert process.stdout.readline() == b"listening\n"
+            yield
+        finally:
+            process.terminate()
+            process.wait()
 
 
 @pytest.fixture(scope="class")
@@ -187,6 +190,30 @@ class TestUdpgw:
     def test_datagrams_go_both_ways(self, lab: Lab, address: str, size: int) -> None:
         assert exchange(lab, address, size) in BESIDE_ORIGIN
 
+    @pytest.mark.parametrize(
+        ("name", "kind", "address"),
+        [
+            ("v6.test", "AAAA", ORIGIN6),
+            ("origin.test", "AAAA", ORIGIN6),
+            ("origin.test", "A", ORIGIN4),
+        ],
+    )
+    def test_names_in_the_family_that_was_asked_for(
+        self, lab: Lab, name: str, kind: str, address: str
+    ) -> None:
+        """One of them has no other."""
+        fake = lab.client.run("dig", "+short", name, kind).stdout.strip()
+        assert fake.startswith(("198.18.", "fd00:7470:"))
+        with (
+            lab.origin.open_socket(address, socket.SOCK_DGRAM) as far,
+            lab.client.open_socket(fake, socket.SOCK_DGRAM) as near,
+        ):
+            far.bind((address, PORT))
+            near.connect((fake, PORT))
+            near.send(b"question")
+            far.sendto(*far.recvfrom(2048))
+            assert near.recv(2048) == b"question"
+
     def test_pings_are_not_faked(self, lab: Lab) -> None:
         done = lab.client.run("ping", "-n", "-c1", "-W1", ORIGIN4, check=False)
         assert "0 received" in done.stdout
@@ -198,11 +225,11 @@ class TestUdpgw:
 
 
 def test_auto_takes_udpgw_where_there_is_no_agent(lab: Lab) -> None:
-    """If it answers; else both reasons are said, until there is another connection."""
+    """If it answers; else both reasons are said. Another connection is another chance for both."""
     no_commands = {"ForceCommand": "/bin/false", "PermitTunnel": "yes"}
     lab.sshd.restart(no_commands)
     try:
-        with up(lab, "-v") as program:
+        with up(lab) as program:
             until(lambda: program.status()["udp_reason"], "the reasons")
             status = program.status()
             assert status["udp"] == "reject"
@@ -214,10 +241,48 @@ def test_auto_takes_udpgw_where_there_is_no_agent(lab: Lab) -> None:
                 lab.sshd.restart(no_commands)
                 until(lambda: program.status()["udp"] == "udpgw", "another try", 30)
                 assert exchange(lab, ORIGIN4) in BESIDE_ORIGIN
-            # Between the two the daemon may have been asked for once more.
-            first, *_, last = said(program)
-            assert nobody in first
-            assert last.endswith("udp: udpgw")
+                no_agent = "agent: its Python ended with status 1"
+                assert program.status()["udp_reason"] == no_agent
+                # Between the two the daemon may have been asked for once more.
+                first, *_, last = said(program)
+                assert nobody in first
+                assert last.endswith(f"udp: udpgw, because the {no_agent}")
+                assert "WARNING" in last
+
+                lab.sshd.restart({"PermitTunnel": "yes"})
+                until(lambda: program.status()["udp"] == "agent", "the better way", 30)
+                assert program.status()["udp_reason"] == ""
+                assert exchange(lab, ORIGIN4) in BESIDE_ORIGIN
+                assert said(program)[-1] == last
+    finally:
+        lab.sshd.restart({"PermitTunnel": "yes"})
+
+
+def test_flows_go_along_to_the_better_way(lab: Lab) -> None:
+    """One that goes on sending is served, by whichever way there is."""
+    lab.sshd.restart({"ForceCommand": "/bin/false"})
+    try:
+        with (
+            daemon(lab),
+            using(lab, "auto", wanted="udpgw") as program,
+            lab.origin.open_socket(ORIGIN4, socket.SOCK_DGRAM) as far,
+            lab.client.open_socket(ORIGIN4, socket.SOCK_DGRAM) as near,
+        ):
+            far.bind((ORIGIN4, PORT))
+            far.settimeout(0.2)
+            near.connect((ORIGIN4, PORT))
+
+            def arrives() -> bool:
+                with contextlib.suppress(ConnectionRefusedError):
+                    near.send(b"again")
+                with contextlib.suppress(TimeoutError):
+                    return far.recv(64) == b"again"
+                return False
+
+            until(arrives, "a datagram by udpgw")
+            lab.sshd.restart({"PermitTunnel": "yes"})
+            until(lambda: arrives() and program.status()["udp"] == "agent", "the better way", 30)
+            until(arrives, "a datagram by the agent")
     finally:
         lab.sshd.restart({"PermitTunnel": "yes"})
 

@@ -13,8 +13,9 @@ import pytest
 from tests.helpers import origin
 from tests.helpers.lab import ORIGIN4, ORIGIN6
 from tests.helpers.lab_names import agents
-from tests.helpers.lab_tunproxy import resident, up
+from tests.helpers.lab_tunproxy import up
 from tests.helpers.lab_wait import settled, until
+from tests.helpers.processes import resident
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

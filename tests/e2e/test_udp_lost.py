@@ -86,11 +86,12 @@ def test_a_server_without_python_takes_the_next_way(lab: Lab) -> None:
         stack.callback(daemon.kill)
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == b"listening\n"
-        with up(lab, "-v") as program:
+        with up(lab) as program:
             until(lambda: program.status()["udp"] == "udpgw", "the next way")
-            assert program.status()["udp_reason"] == ""
-            (line,) = [line for line in program.stderr if " udp: " in line]
-            assert line.endswith("udp: udpgw")
+            reason = program.status()["udp_reason"]
+            assert reason.startswith("agent: the server has no python3")
+            (line,) = [line for line in program.stderr if "udp: " in line]
+            assert line.endswith(f"udp: udpgw, because the {reason}")
             assert ask(lab) == b"question"
 
 

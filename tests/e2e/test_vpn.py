@@ -35,6 +35,7 @@ from tests.helpers.lab_tunproxy import (
 )
 from tests.helpers.lab_vpn import USER, add_user, as_user, permit, server_commands, ssh_w, vpn
 from tests.helpers.lab_wait import until
+from tunproxy.app import remotesetup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,6 +219,23 @@ class TestEverything:
         assert whoami(lab.client, WORLD4) == OUTSIDE4
 
 
+def test_only_the_tunnel_is_lost(lab: Lab) -> None:
+    """The SSH connection goes on, and so do those through the tunnel."""
+    before = snapshot(lab.server)
+    with vpn(lab, "--remote-setup", "--route", "default") as program:
+        with connected(lab.client, lab.origin, ORIGIN4) as quiet:
+            quiet.exchange()
+            lab.server.run("ip", "link", "del", "tun70")
+            again = "the tunnel is open again"
+            until(lambda: any(again in line for line in program.stderr), "another tunnel")
+            quiet.exchange()
+        status = program.status()
+        assert (status["state"], status["reconnects"]) == ("connected", 0)
+        assert whoami(lab.client, WORLD4) == OUTSIDE4
+        assert program.stop() == 0
+    assert changes(lab.server, before) == []
+
+
 def test_connections_to_this_host_survive(lab: Lab) -> None:
     with connected(lab.world, lab.client, CLIENT4) as older:
         with vpn(lab, "--remote-setup", "--route", "default"):
@@ -247,7 +265,9 @@ def test_killed(lab: Lab, whom: str) -> None:
             until(lambda: whoami(lab.client, WORLD4) == CLIENT4, "the direct way")
             run_program(lab, "recover")
         assert changes(lab.client, before) == []
-        until(lambda: not changes(lab.server, far_before), "the server to undo it")
+        # It has seen the connection end, and waits for nobody.
+        soon_s = remotesetup.RETURN_S / 2
+        until(lambda: not changes(lab.server, far_before), "the server to undo it", soon_s)
 
 
 def test_what_a_crash_of_the_server_has_left(lab: Lab) -> None:

@@ -306,3 +306,15 @@ def test_names_of_real_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     for packed, name in ((b"1", "a"), (b"2", "a"), (b"1", "b"), (b"3", "b")):
         names.note(packed, name)
     assert [names.name_of(packed) for packed in (b"1", b"2", b"3")] == ["b", None, "b"]
+
+
+def test_other_limits() -> None:
+    cache = Cache()
+    for name in ("a.b", "b.b", "c.b"):
+        cache.put(ask(name), f"{name} 50 A 192.0.2.1")
+    cache.cache.set_limits(2, min_ttl_s=0, max_ttl_s=20)
+    assert [entry.name for entry in cache.cache.entries(cache.now)] == ["b.b", "c.b"]
+    cache.put(ask("d.b"), "d.b 50 A 192.0.2.1")
+    assert [entry.ttl_s for entry in cache.cache.entries(cache.now)] == [50, 20]
+    cache.cache.set_limits(0, min_ttl_s=0, max_ttl_s=20)
+    assert len(cache.cache) == 0

@@ -75,6 +75,17 @@ def test_the_longest_suffix_decides() -> None:
     assert DnsPolicy().route("corp.example") is None
 
 
+def test_what_is_elsewhere() -> None:
+    policy = DnsPolicy(split=["Corp.Example.", "10.in-addr.arpa", "bücher.example"])
+    for name in ("corp.example", "a.b.corp.example", "3.2.1.10.in-addr.arpa"):
+        assert not policy.is_elsewhere(name)
+    assert not policy.is_elsewhere("a.xn--bcher-kva.example")
+    for name in ("", "example", "xcorp.example", "corp.example.com", "localhost"):
+        assert policy.is_elsewhere(name)
+    assert not policy.is_elsewhere("use-application-dns.net"), "browsers would pass us by"
+    assert not DnsPolicy().is_elsewhere("example")
+
+
 def test_real_and_nowhere() -> None:
     policy = DnsPolicy(real_names=["Real.Example.", "bücher.example"])
     assert policy.is_real("real.example")
@@ -93,10 +104,11 @@ def test_from_config() -> None:
         DnsRule(suffix=("corp.example",), server="10.0.0.53"),
         DnsRule(suffix=("lan",), server="https://dns.lan/q", via="direct"),
     )
-    config = Dns(real=("real.example",), hosts=HOSTS, rule=rules)
+    config = Dns(real=("real.example",), hosts=HOSTS, rule=rules, split=("example", "lan"))
     policy = DnsPolicy.from_config(config, {"exit.example": [server]})
     assert policy.is_real("real.example")
     assert texts(policy, "exit.example") == ["192.0.2.22"]
     assert texts(policy, "nas.lan") is not None
     assert policy.route("a.corp.example") == Route(("corp.example",), "10.0.0.53", direct=False)
+    assert policy.is_elsewhere("example.com")
     assert policy.route("a.lan") == Route(("lan",), "https://dns.lan/q", direct=True)

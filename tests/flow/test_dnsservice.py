@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from dnslib import RCODE, DNSRecord
+from dnslib import EDNS0, QTYPE, RCODE, DNSRecord, EDNSOption
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tests.helpers.dns_client import question
 from tests.helpers.engine_dialogue import RULES, answered, framed, no_sets, query, unframed
 from tunproxy.flow import dnsservice
+from tunproxy.flow.dnspolicy import DnsPolicy, Route
 from tunproxy.flow.dnsservice import Asker, DatagramAnswer, DnsService, StreamAnswer
 from tunproxy.flow.fakeip import FakePools
 from tunproxy.flow.nameserver import BINDING_PATIENCE_S, PROBE_PATIENCE_S, NameServer
 from tunproxy.flow.rules import RuleTable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tunproxy.flow.dnsservice import Answer
+    from tunproxy.flow.events import ForwardQuery
+
 ASKER = Asker(bytes((198, 18, 0, 1)), 40000, bytes((198, 18, 0, 2)), 53)
 FAKED = query("www.example.com")
 FORWARDED = query("real.example", ident=8)
+OTHER = query("other.real.example", ident=9)
 FLOW = 5
 NOW = 1000.0
 
@@ -44,9 +56,9 @@ class Service:
         answer, forwards = result
         return answer, [forward.query for forward in forwards]
 
-    def forward(self, ident: int = 8) -> int:
+    def forward(self, ident: int = 8, name: str = "real.example") -> int:
         """Have one query by UDP forwarded."""
-        answer, forward = self.dns.datagram(ASKER, query("real.example", ident=ident), NOW)
+        answer, forward = self.dns.datagram(ASKER, query(name, ident=ident), NOW)
         assert answer is None
         assert forward is not None
         return forward.query
@@ -75,11 +87,11 @@ def test_a_datagram_is_answered_at_once(service: Service) -> None:
 
 
 def test_a_datagram_is_forwarded_and_answered_later(service: Service) -> None:
-    first, second = service.forward(1), service.forward(2)
+    first, second = service.forward(1), service.forward(2, "www.real.example")
     assert first != second
-    for number, ident in ((second, 2), (first, 1)):
-        response = answered(query("real.example", ident=ident), "192.0.2.7")
-        answer = service.dns.response(number, response, NOW)
+    for number, ident, name in ((second, 2, "www.real.example"), (first, 1, "real.example")):
+        response = answered(query(name, ident=ident), "192.0.2.7")
+        (answer,) = service.dns.response(number, response, NOW)
         assert isinstance(answer, DatagramAnswer)
         assert DNSRecord.parse(answer.message).header.id == ident
     assert service.dns.remembered_name(bytes((192, 0, 2, 7))) == "real.example"
@@ -101,7 +113,7 @@ def test_what_is_no_query_is_dropped(service: Service, message: bytes, reason: s
 
 
 def test_a_resolver_that_fails_is_a_servfail(service: Service) -> None:
-    answer = service.dns.response(service.forward(), None, NOW)
+    (answer,) = service.dns.response(service.forward(), None, NOW)
     assert isinstance(answer, DatagramAnswer)
     assert DNSRecord.parse(answer.message).header.rcode == RCODE.SERVFAIL
 
@@ -109,8 +121,8 @@ def test_a_resolver_that_fails_is_a_servfail(service: Service) -> None:
 def test_there_is_a_bound_for_what_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dnsservice, "MAX_PENDING", 2)
     first = service.forward()
-    service.forward()
-    answer, forward = service.dns.datagram(ASKER, FORWARDED, NOW)
+    service.forward(name="www.real.example")
+    answer, forward = service.dns.datagram(ASKER, OTHER, NOW)
     assert forward is None
     assert answer is not None
     assert DNSRecord.parse(answer.message).header.rcode == RCODE.SERVFAIL
@@ -137,22 +149,21 @@ def test_one_octet_at_a_time(service: Service) -> None:
 
 
 def test_pipelined_queries_are_answered_in_any_order(service: Service) -> None:
-    octets = framed(FORWARDED, FAKED, query("real.example", ident=9))
+    octets = framed(FORWARDED, FAKED, OTHER)
     answer, (first, second) = service.stream(octets)
     assert [record.header.id for record in records(answer.data)] == [7]
-    for number, ident in ((second, 9), (first, 8)):
-        response = answered(query("real.example", ident=ident), "192.0.2.7")
-        later = service.dns.response(number, response, NOW)
+    for number, message, ident in ((second, OTHER, 9), (first, FORWARDED, 8)):
+        (later,) = service.dns.response(number, answered(message, "192.0.2.7"), NOW)
         assert isinstance(later, StreamAnswer)
         assert (later.flow, later.end) == (FLOW, False)
         assert [record.header.id for record in records(later.data)] == [ident]
 
 
 def test_a_half_closed_asker_gets_its_answers_first(service: Service) -> None:
-    answer, (first, second) = service.stream(framed(FORWARDED, FORWARDED), end=True)
+    answer, (first, second) = service.stream(framed(FORWARDED, OTHER), end=True)
     assert answer == StreamAnswer(FLOW, b"", end=False)
-    middle = service.dns.response(first, None, NOW)
-    last = service.dns.response(second, None, NOW)
+    (middle,) = service.dns.response(first, None, NOW)
+    (last,) = service.dns.response(second, None, NOW)
     assert isinstance(middle, StreamAnswer)
     assert isinstance(last, StreamAnswer)
     assert (middle.end, last.end) == (False, True)
@@ -169,7 +180,7 @@ def test_an_answer_for_a_vanished_asker_finds_nobody(service: Service) -> None:
     _, (number,) = service.stream(framed(FORWARDED))
     service.dns.close_stream(FLOW)
     service.dns.close_stream(FLOW)
-    assert service.dns.response(number, None, NOW) is None
+    assert service.dns.response(number, None, NOW) == []
     assert not service.dns._pending
 
 
@@ -183,11 +194,11 @@ def test_who_asks_too_much_at_a_time_is_reset(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dnsservice, "MAX_PER_STREAM", 3)
-    _, numbers = service.stream(framed(*[FORWARDED] * 3))
+    _, numbers = service.stream(framed(OTHER, *[FORWARDED] * 2))
     service.dns.response(numbers[0], None, NOW)
     service.stream(framed(FORWARDED))
     assert service.dns.stream_data(FLOW, [framed(FORWARDED)], False, NOW) is None
-    assert service.counters == {"dns_stream_overrun": 1}
+    assert service.counters == {"dns_stream_overrun": 1, "dns_joined": 3}
 
 
 def test_who_asks_too_much_takes_no_room_from_others(
@@ -208,12 +219,12 @@ def test_the_bound_for_all_holds_for_streams_too(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dnsservice, "MAX_PENDING", 1)
-    answer, numbers = service.stream(framed(FORWARDED, FORWARDED), end=True)
+    answer, numbers = service.stream(framed(FORWARDED, OTHER), end=True)
     assert len(numbers) == 1
     assert [record.header.rcode for record in records(answer.data)] == [RCODE.SERVFAIL]
     assert not answer.end
     assert service.counters == {"dns_pending_full": 1}
-    last = service.dns.response(numbers[0], None, NOW)
+    (last,) = service.dns.response(numbers[0], None, NOW)
     assert isinstance(last, StreamAnswer)
     assert last.end
 
@@ -235,6 +246,141 @@ def test_nothing_is_taken_from_a_stream_that_is_over(service: Service) -> None:
     assert service.counters == {"dns_stream_over": 1}
     service.stream(b"", end=True)
     assert service.counters == {"dns_stream_over": 1}
+
+
+# --- the same question ----------------------------------------------------------------------------
+
+SECOND = Asker(bytes((198, 18, 0, 1)), 40001, bytes((198, 18, 0, 2)), 53)
+
+
+def joined(service: Service, message: bytes, asker: Asker = SECOND) -> None:
+    """Ask what is being asked already."""
+    assert service.dns.datagram(asker, message, NOW) == (None, None)
+
+
+def spelled(name: str, ident: int, **edns: Any) -> bytes:
+    return question(name, QTYPE.A, ident=ident, **edns)
+
+
+def test_a_question_under_way_is_not_asked_again(service: Service) -> None:
+    _, first = service.dns.datagram(ASKER, spelled("real.example", 1, udp_len=4096), NOW)
+    joined(service, spelled("REAL.example", 2))
+    service.stream(framed(spelled("real.EXAMPLE", 3, udp_len=700)))
+    assert first is not None
+    response = DNSRecord.parse(answered(first.message, "192.0.2.7"))
+    response.add_ar(EDNS0(udp_len=4096))
+    answers = service.dns.response(first.query, bytes(response.pack()), NOW)
+    found = []
+    for answer in answers:
+        octets = answer.message if isinstance(answer, DatagramAnswer) else answer.data[2:]
+        record = DNSRecord.parse(octets)
+        found.append((record.header.id, str(record.q.qname), len(record.ar)))
+        assert [str(rr.rdata) for rr in record.rr] == ["192.0.2.7"]
+    assert found == [(1, "real.example.", 1), (2, "REAL.example.", 0), (3, "real.EXAMPLE.", 1)]
+    assert service.counters == {"dns_joined": 2}
+    assert (service.dns._joinable, service.dns._waiting) == ({}, 0)
+    assert service.dns.datagram(SECOND, spelled("real.example", 4), NOW)[0] is not None, "cached"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        spelled("www.real.example", 2),
+        question("real.example", QTYPE.AAAA),
+        spelled("real.example", 2, flags="do"),
+        spelled("real.example", 2, opts=[EDNSOption(8, b"\0\1\x18\0\xc0\0\2")]),
+    ],
+    ids=["name", "type", "DNSSEC", "for the asker alone"],
+)
+def test_another_question_is_asked(service: Service, message: bytes) -> None:
+    service.forward()
+    assert service.dns.datagram(SECOND, message, NOW)[1] is not None
+    assert service.counters == {}
+
+
+def test_each_way_and_resolver_is_asked(service: Service) -> None:
+    rules = RuleTable.parse([("my.list", RULES)], no_sets)
+    routes = [Route(("a.example",), "192.0.2.1", direct=False)]
+    service.dns.nameserver.reconfigure(rules, DnsPolicy(routes=routes))
+    _, first = service.dns.datagram(ASKER, query("a.example"), NOW)
+    service.dns.nameserver.reconfigure(rules, DnsPolicy(real_names=["a.example"]))
+    _, second = service.dns.datagram(ASKER, query("a.example"), NOW)
+    assert first is not None
+    assert second is not None
+    assert (first.server, second.server) == ("192.0.2.1", None)
+
+
+def test_those_who_join_have_a_bound(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dnsservice, "MAX_PENDING", 3)
+    number = service.forward()
+    joined(service, FORWARDED)
+    joined(service, FORWARDED)
+    answer, forward = service.dns.datagram(ASKER, FORWARDED, NOW)
+    assert answer is not None
+    assert forward is None
+    assert DNSRecord.parse(answer.message).header.rcode == RCODE.SERVFAIL
+    assert service.counters == {"dns_joined": 2, "dns_pending_full": 1}
+    failed = service.dns.response(number, None, NOW)
+    assert len(failed) == 3
+    service.forward()
+
+
+def test_what_is_too_long_for_one_is_truncated_for_him_alone(service: Service) -> None:
+    _, first = service.dns.datagram(ASKER, spelled("real.example", 1, udp_len=1232), NOW)
+    joined(service, spelled("real.example", 2))
+    assert first is not None
+    addresses = [f"192.0.2.{number}" for number in range(60)]
+    answers = service.dns.response(first.query, answered(first.message, *addresses), NOW)
+    found = [DNSRecord.parse(each.message) for each in answers if isinstance(each, DatagramAnswer)]
+    assert [(record.header.tc, len(record.rr)) for record in found] == [(0, 60), (1, 0)]
+
+
+NAMES = ("real.example", "a.real.example", "www.example.com")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("ask", "answer", "fail", "wait")), st.integers(0, 2)),
+        max_size=30,
+    )
+)
+def test_each_asker_gets_one_answer(steps: list[tuple[str, int]]) -> None:
+    """His own, in whatever order questions, responses and deadlines come."""
+    service = Service()
+    service.dns.nameserver.truthful = True
+    service.dns.close_stream(FLOW)
+    open_queries: list[ForwardQuery] = []
+    unanswered: dict[int, str] = {}
+    now = NOW
+
+    def take(answers: Iterable[Answer]) -> None:
+        for answer in answers:
+            assert isinstance(answer, DatagramAnswer)
+            record = DNSRecord.parse(answer.message)
+            assert record.header.id == answer.asker.src_port
+            assert str(record.q.qname) == f"{unanswered.pop(answer.asker.src_port)}."
+
+    for number, (step, which) in enumerate(steps, 1):
+        if step == "ask":
+            unanswered[number] = NAMES[which]
+            asker = ASKER._replace(src_port=number)
+            message = query(NAMES[which], ident=number)
+            answer, forward = service.dns.datagram(asker, message, now)
+            take([] if answer is None else [answer])
+            open_queries += [] if forward is None else [forward]
+        elif step == "wait":
+            now += 0.3
+            take(service.dns.handle_timeout(now))
+        elif open_queries:
+            asked = open_queries.pop(which % len(open_queries))
+            response = answered(asked.message, "192.0.2.1") if step == "answer" else None
+            take(service.dns.response(asked.query, response, now))
+        assert service.dns._waiting == len(unanswered)
+    for asked in open_queries:
+        take(service.dns.response(asked.query, None, now))
+    assert not unanswered
+    assert not service.dns._pending
+    assert not service.dns._joinable
 
 
 # --- time -----------------------------------------------------------------------------------------
@@ -272,14 +418,49 @@ def test_an_asker_waits_only_so_long_for_the_truth(truthful: Service) -> None:
     assert isinstance(answer, DatagramAnswer)
     assert len(DNSRecord.parse(answer.message).rr) == 1
     assert truthful.dns.poll_at() is None
-    assert truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW + 1) is None
+    assert truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW + 1) == []
     assert not truthful.dns._pending
     assert truthful.dns.nameserver.real_addresses("www.example.com", NOW + 1) != []
 
 
+def test_those_who_join_wait_as_long_as_the_first(truthful: Service) -> None:
+    number = probe(truthful)
+    assert truthful.dns.datagram(SECOND, PROBED, NOW + 0.3) == (None, None)
+    both = list(truthful.dns.handle_timeout(NOW + PROBE_PATIENCE_S))
+    assert [answer.asker for answer in both if isinstance(answer, DatagramAnswer)] == [
+        ASKER,
+        SECOND,
+    ]
+    # One silence is one failure, whoever waited: three in a row mean something.
+    assert truthful.dns.nameserver.counters["probe_timeout"] == 1
+    assert not truthful.dns.nameserver._sightings.is_paused(NOW + 1)
+    assert truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW + 1) == []
+
+
+def test_nobody_joins_what_nobody_waits_for(truthful: Service) -> None:
+    https = query("www.example.com", "HTTPS")
+    _, first = truthful.dns.datagram(ASKER, https, NOW)
+    assert len(list(truthful.dns.handle_timeout(NOW + BINDING_PATIENCE_S))) == 1
+    _, second = truthful.dns.datagram(ASKER, https, NOW + BINDING_PATIENCE_S)
+    assert first is not None
+    assert second is not None
+    truthful.dns.response(first.query, None, NOW + 3)
+    assert truthful.dns.datagram(SECOND, https, NOW + 3) == (None, None)
+    assert len(truthful.dns.response(second.query, None, NOW + 3)) == 2
+
+
+def test_any_may_join_the_probe_for_an_address(truthful: Service) -> None:
+    number = probe(truthful)
+    assert truthful.dns.datagram(SECOND, query("www.example.com", "ANY"), NOW) == (None, None)
+    one, other = truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW)
+    assert isinstance(one, DatagramAnswer)
+    assert isinstance(other, DatagramAnswer)
+    assert DNSRecord.parse(one.message).rr[0].rdata == DNSRecord.parse(other.message).rr[0].rdata
+
+
 def test_an_answer_in_time_leaves_nothing_to_wait_for(truthful: Service) -> None:
     number = probe(truthful)
-    answer = truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW)
+    (answer,) = truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW)
     assert isinstance(answer, DatagramAnswer)
     assert truthful.dns.poll_at() is None
 
@@ -301,7 +482,7 @@ def test_a_stale_name_is_answered_and_asked_for(truthful: Service) -> None:
     assert answer is not None
     assert forward is not None
     assert truthful.dns.poll_at() is None
-    assert truthful.dns.response(forward.query, None, later) is None
+    assert truthful.dns.response(forward.query, None, later) == []
     assert not truthful.dns._pending
 
 

@@ -16,6 +16,8 @@ from tests.helpers.engine_dialogue import (
     REAL6,
     REJECTED4,
     REJECTED6,
+    SECOND4,
+    SECOND6,
     Dialogue,
     Initiator,
     echo_request,
@@ -24,26 +26,20 @@ from tests.helpers.engine_dialogue import (
     read_icmp,
     read_unreachable,
 )
+from tests.helpers.sources import PING, dialogue, families, text, two_servers
 from tunproxy.errors import Refusal
 from tunproxy.flow import echoes
 from tunproxy.flow.echoes import PATIENCE_S
 from tunproxy.flow.events import EchoRequested
+from tunproxy.flow.rules import Action
 from tunproxy.stack.fragments import Reassembler
 from tunproxy.wire import ip
 
-PING = frozenset({"ping4", "ping6"})
+__all__ = ["dialogue"]
+
 ROUTER4 = bytes((192, 0, 2, 1))
 ROUTER6 = ipaddress.IPv6Address("2001:db8:5::1").packed
-FAMILIES = pytest.mark.parametrize("dst", [REAL4, REAL6], ids=["v4", "v6"])
-
-
-@pytest.fixture
-def dialogue() -> Dialogue:
-    return Dialogue(features=PING)
-
-
-def text(packed: bytes) -> str:
-    return str(ipaddress.ip_address(packed))
+FAMILIES = families(REAL4, REAL6)
 
 
 def ping(dialogue: Dialogue, dst: bytes, payload: bytes = b"payload", *, seq: int = 1) -> int:
@@ -122,11 +118,27 @@ def test_the_clock_minds_flows_and_echoes(dialogue: Dialogue) -> None:
     assert at < dialogue.now + PATIENCE_S
 
 
-@pytest.mark.parametrize("dst", [DIRECT4, DIRECT6])
-def test_direct_has_no_way_for_echoes(dialogue: Dialogue, dst: bytes) -> None:
+@families(DIRECT4, DIRECT6)
+def test_direct_needs_no_server(dst: bytes) -> None:
+    dialogue = Dialogue()
     dialogue.feed(echo_request(dst))
-    assert (dialogue.sent(), dialogue.events()) == ([], [])
+    event = dialogue.event(EchoRequested)
+    assert (event.host, event.decision.action) == (text(dst), Action.DIRECT)
+    dialogue.engine.echo_reply(event.echo, b"payload")
+    assert read_echo_reply(dialogue.sent()[0]).src == dst
+    assert dialogue.counters == {}
+
+
+@families(SECOND4, SECOND6)
+def test_each_server_has_a_way_of_its_own(dst: bytes) -> None:
+    dialogue = two_servers()
+    dialogue.feed(echo_request(dst))
+    assert dialogue.events() == []
     assert dialogue.counters == {"icmp_echo": 1}
+    dialogue.engine.set_features(frozenset())
+    dialogue.engine.set_features(PING, "second")
+    dialogue.feed(echo_request(dst))
+    assert dialogue.event(EchoRequested).decision.server == "second"
 
 
 @pytest.mark.parametrize(("dst", "feature"), [(REAL4, "ping6"), (REAL6, "ping4")])

@@ -1,4 +1,4 @@
-"""UDP that goes PROXY: one flow for each source, whomever it talks to."""
+"""UDP: one flow for each source and way out, whomever it talks to."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from tests.helpers.engine_dialogue import (
     CLIENT4,
     CLIENT6,
     DIRECT4,
+    DIRECT6,
     REAL4,
     REAL6,
     REJECTED4,
     RESOLVER4,
+    SECOND4,
     Dialogue,
     datagram,
     pinned,
@@ -23,6 +25,16 @@ from tests.helpers.engine_dialogue import (
     read_icmp,
     read_quoted_datagram,
     read_unreachable,
+)
+from tests.helpers.sources import (
+    UDP,
+    dialogue,
+    families,
+    open_source,
+    received,
+    send,
+    text,
+    two_servers,
 )
 from tunproxy.errors import Refusal
 from tunproxy.flow import peers as peers_module
@@ -33,56 +45,29 @@ from tunproxy.stack.fragments import Reassembler
 from tunproxy.stack.udp import IDLE_BY_PORT, IDLE_S
 from tunproxy.wire import ip
 
-UDP = frozenset({"udp4", "udp6"})
+__all__ = ["dialogue"]
+
 STRANGER4 = bytes((192, 0, 2, 99))
 STRANGER6 = ipaddress.IPv6Address("2001:db8:5::1").packed
-FAMILIES = pytest.mark.parametrize("dst", [REAL4, REAL6], ids=["v4", "v6"])
-
-
-@pytest.fixture
-def dialogue() -> Dialogue:
-    return Dialogue(features=UDP)
-
-
-def text(packed: bytes) -> str:
-    return str(ipaddress.ip_address(packed))
-
-
-def open_flow(
-    dialogue: Dialogue, dst: bytes, *, port: int = 4000, src_port: int = 40000
-) -> FlowOpened:
-    """The first datagram of a source."""
-    dialogue.feed(datagram(dst, b"first", port=port, src_port=src_port))
-    opened, received = dialogue.events()
-    assert isinstance(opened, FlowOpened)
-    assert isinstance(received, DatagramReceived)
-    assert (received.flow, bytes(received.payload)) == (opened.flow, b"first")
-    return opened
-
-
-def send(dialogue: Dialogue, flow: int, host: str, payload: bytes, port: int = 4000) -> None:
-    """Somebody sends a datagram to the source."""
-    dialogue.engine.send_datagram(flow, host, port, payload, dialogue.now)
-
-
-def received(dialogue: Dialogue) -> tuple[int, str, int, bytes]:
-    """The one datagram that is to be sent, but for how."""
-    event = dialogue.event(DatagramReceived)
-    return event.flow, event.host, event.port, bytes(event.payload)
+FAMILIES = families(REAL4, REAL6)
+TARGETS = pytest.mark.parametrize(
+    "dst", [REAL4, REAL6, DIRECT4, DIRECT6], ids=["proxy4", "proxy6", "direct4", "direct6"]
+)
 
 
 # --- mapping and filtering ------------------------------------------------------------------------
 
 
-@FAMILIES
+@TARGETS
 def test_a_source_has_one_flow_for_all_destinations(dialogue: Dialogue, dst: bytes) -> None:
     """RFC 4787 REQ-1."""
-    opened = open_flow(dialogue, dst)
-    assert opened.decision.action is Action.PROXY
+    opened = open_source(dialogue, dst)
+    is_direct = opened.decision.action is Action.DIRECT
+    assert is_direct is (dst in (DIRECT4, DIRECT6))
     assert (opened.network, opened.host, opened.port) == ("udp", text(dst), 4000)
-    name = dialogue.fake("www.example.com", 4 if len(dst) == 4 else 6)
-    dialogue.feed(datagram(name, b"second", port=5000))
-    assert received(dialogue) == (opened.flow, "www.example.com", 5000, b"second")
+    name = "www.direct.example" if is_direct else "www.example.com"
+    dialogue.feed(datagram(dialogue.fake(name, 4 if len(dst) == 4 else 6), b"second", port=5000))
+    assert received(dialogue) == (opened.flow, name, 5000, b"second")
     dialogue.feed(datagram(dst, b"third", port=6000))
     assert received(dialogue) == (opened.flow, text(dst), 6000, b"third")
     (flow,) = dialogue.engine.flows()
@@ -90,8 +75,8 @@ def test_a_source_has_one_flow_for_all_destinations(dialogue: Dialogue, dst: byt
 
 
 def test_another_source_has_another_flow(dialogue: Dialogue) -> None:
-    first = open_flow(dialogue, REAL4)
-    second = open_flow(dialogue, REAL4, src_port=40001)
+    first = open_source(dialogue, REAL4)
+    second = open_source(dialogue, REAL4, src_port=40001)
     dialogue.feed(datagram(REAL4, b"x", src=bytes((198, 18, 0, 77))))
     third = dialogue.events()[0]
     assert isinstance(third, FlowOpened)
@@ -101,7 +86,7 @@ def test_another_source_has_another_flow(dialogue: Dialogue) -> None:
 @FAMILIES
 def test_a_name_answers_from_its_fake_address(dialogue: Dialogue, dst: bytes) -> None:
     fake = dialogue.fake("www.example.com", 4 if len(dst) == 4 else 6)
-    opened = open_flow(dialogue, fake)
+    opened = open_source(dialogue, fake)
     assert opened.host == "www.example.com"
     send(dialogue, opened.flow, "www.example.com", b"answer")
     (packet,) = dialogue.sent()
@@ -110,20 +95,25 @@ def test_a_name_answers_from_its_fake_address(dialogue: Dialogue, dst: bytes) ->
     assert flow.bytes_down == 6
 
 
-@FAMILIES
+@TARGETS
 def test_anybody_may_send_to_a_source(dialogue: Dialogue, dst: bytes) -> None:
     """RFC 4787 REQ-8: endpoint-independent filtering."""
-    opened = open_flow(dialogue, dst)
+    opened = open_source(dialogue, dst)
     stranger = STRANGER4 if len(dst) == 4 else STRANGER6
     send(dialogue, opened.flow, text(stranger), b"hello", port=9)
     (packet,) = dialogue.sent()
     assert read_datagram(packet) == (stranger, 9, 40000, b"hello")
-    dialogue.feed(datagram(stranger, b"who are you?", port=9))
-    assert received(dialogue) == (opened.flow, text(stranger), 9, b"who are you?")
+
+
+def test_a_stranger_may_be_answered(dialogue: Dialogue) -> None:
+    opened = open_source(dialogue, REAL4)
+    send(dialogue, opened.flow, text(STRANGER4), b"hello", port=9)
+    dialogue.feed(datagram(STRANGER4, b"who are you?", port=9))
+    assert received(dialogue) == (opened.flow, text(STRANGER4), 9, b"who are you?")
 
 
 def test_strangers_take_no_room(dialogue: Dialogue) -> None:
-    opened = open_flow(dialogue, REAL4)
+    opened = open_source(dialogue, REAL4)
     for number in range(100):
         send(dialogue, opened.flow, f"192.0.2.{number}", b"hello")
     assert len(dialogue.sent()) == 100
@@ -131,7 +121,7 @@ def test_strangers_take_no_room(dialogue: Dialogue) -> None:
 
 
 def test_a_name_that_was_not_sent_to_gets_a_fake_address(dialogue: Dialogue) -> None:
-    opened = open_flow(dialogue, dialogue.fake("www.example.com"))
+    opened = open_source(dialogue, dialogue.fake("www.example.com"))
     send(dialogue, opened.flow, "other.example.com", b"hello", port=9)
     (packet,) = dialogue.sent()
     fake, port, _, _ = read_datagram(packet)
@@ -142,7 +132,7 @@ def test_a_name_that_was_not_sent_to_gets_a_fake_address(dialogue: Dialogue) -> 
 
 
 def test_a_name_may_end_in_a_digit(dialogue: Dialogue) -> None:
-    opened = open_flow(dialogue, REAL4)
+    opened = open_source(dialogue, REAL4)
     send(dialogue, opened.flow, "printer1", b"hello")
     (packet,) = dialogue.sent()
     assert read_datagram(packet)[0] == dialogue.fake("printer1")
@@ -158,14 +148,14 @@ def test_a_name_may_end_in_a_digit(dialogue: Dialogue) -> None:
     ],
 )
 def test_who_cannot_be_answered_is_not_heard(dialogue: Dialogue, host: str, reason: str) -> None:
-    opened = open_flow(dialogue, REAL4)
+    opened = open_source(dialogue, REAL4)
     send(dialogue, opened.flow, host, b"hello")
     assert dialogue.sent() == []
     assert dialogue.counters == {reason: 1}
 
 
 def test_a_name_for_which_no_address_is_left_is_not_heard(dialogue: Dialogue) -> None:
-    opened = open_flow(dialogue, REAL4)
+    opened = open_source(dialogue, REAL4)
     number = 0
     while (address := dialogue.pools.assign(f"n{number}.example", 4)) is not None:
         dialogue.pools.pin(address)
@@ -179,8 +169,8 @@ def test_a_name_for_which_no_address_is_left_is_not_heard(dialogue: Dialogue) ->
 
 
 def test_the_rules_decide_for_each_destination(dialogue: Dialogue) -> None:
-    proxy = open_flow(dialogue, REAL4)
-    direct = open_flow(dialogue, DIRECT4)
+    proxy = open_source(dialogue, REAL4)
+    direct = open_source(dialogue, DIRECT4)
     assert (proxy.decision.action, direct.decision.action) == (Action.PROXY, Action.DIRECT)
     dialogue.feed(datagram(REJECTED4, b"x"))
     assert read_unreachable(dialogue.sent()[0]).code == 3
@@ -190,11 +180,17 @@ def test_the_rules_decide_for_each_destination(dialogue: Dialogue) -> None:
         assert received(dialogue) == (flow, text(dst), 4000, b"again")
 
 
-def test_what_goes_direct_hears_only_its_target(dialogue: Dialogue) -> None:
-    proxy = open_flow(dialogue, REAL4)
-    open_flow(dialogue, DIRECT4)
-    second = open_flow(dialogue, DIRECT4, port=5000)
-    assert second.flow != proxy.flow
+def test_each_way_out_is_a_flow() -> None:
+    """Whoever answers a source is heard by the way that it was asked by."""
+    dialogue = two_servers()
+    dialogue.engine.set_features(UDP, "second")
+    flows = {dst: open_source(dialogue, dst) for dst in (REAL4, DIRECT4, SECOND4)}
+    assert len({opened.flow for opened in flows.values()}) == 3
+    assert [opened.decision.server for opened in flows.values()] == [None, None, "second"]
+    for dst, opened in flows.items():
+        send(dialogue, opened.flow, text(dst), b"answer")
+        assert read_datagram(dialogue.sent()[0]) == (dst, 4000, 40000, b"answer")
+    assert {flow.src_port for flow in dialogue.engine.flows()} == {40000}
 
 
 # --- the way there --------------------------------------------------------------------------------
@@ -233,8 +229,8 @@ def test_without_a_way_datagrams_are_refused_at_once(
 
 
 def test_flows_end_with_their_way(dialogue: Dialogue) -> None:
-    proxy = open_flow(dialogue, dialogue.fake("www.example.com"))
-    direct = open_flow(dialogue, DIRECT4)
+    proxy = open_source(dialogue, dialogue.fake("www.example.com"))
+    direct = open_source(dialogue, DIRECT4)
     dialogue.engine.set_features(frozenset())
     assert dialogue.events() == [FlowClosed(proxy.flow, reset=True)]
     assert pinned(dialogue.pools) == 0
@@ -243,11 +239,51 @@ def test_flows_end_with_their_way(dialogue: Dialogue) -> None:
     dialogue.feed(datagram(REAL4, b"x"))
     assert read_unreachable(dialogue.sent()[0]).code == 3
     dialogue.engine.set_features(UDP)
-    assert open_flow(dialogue, REAL4).flow != proxy.flow
+    assert open_source(dialogue, REAL4).flow != proxy.flow
+
+
+def test_each_server_has_a_way_of_its_own() -> None:
+    dialogue = two_servers()
+    dialogue.feed(datagram(SECOND4, b"x"))
+    assert read_unreachable(dialogue.sent()[0]).code == 3
+    dialogue.engine.set_features(UDP, "second")
+    dialogue.engine.set_features(frozenset())
+    assert open_source(dialogue, SECOND4).decision.server == "second"
+    dialogue.feed(datagram(REAL4, b"x"))
+    assert read_unreachable(dialogue.sent()[0]).code == 3
+
+
+def test_a_server_that_loses_its_way_ends_its_flows_alone() -> None:
+    dialogue = two_servers()
+    dialogue.engine.set_features(UDP, "second")
+    open_source(dialogue, REAL4)
+    second = open_source(dialogue, SECOND4)
+    open_source(dialogue, DIRECT4)
+    dialogue.engine.set_features(frozenset(), "second")
+    assert dialogue.events() == [FlowClosed(second.flow, reset=True)]
+
+
+def test_the_first_server_may_be_named() -> None:
+    dialogue = two_servers(f"IP-CIDR,{text(SECOND4)}/32,exit", ["exit"], first="exit")
+    opened = open_source(dialogue, SECOND4)
+    dialogue.feed(datagram(REAL4, b"x"))
+    assert received(dialogue)[0] == opened.flow
+    dialogue.engine.set_features(frozenset(), "exit")
+    assert dialogue.event(FlowClosed).flow == opened.flow
+
+
+def test_flows_end_with_what_their_way_has_lost() -> None:
+    """Those that have no peer which it does not reach any more go on."""
+    dialogue = Dialogue(features=UDP)
+    v6 = open_source(dialogue, REAL6)
+    open_source(dialogue, REAL4)
+    open_source(dialogue, dialogue.fake("www.example.com", 6), src_port=40001)
+    dialogue.engine.set_features(frozenset({"udp4"}))
+    assert dialogue.events() == [FlowClosed(v6.flow, reset=True)]
 
 
 def test_flows_stay_when_their_way_gains_something(dialogue: Dialogue) -> None:
-    open_flow(dialogue, REAL4)
+    open_source(dialogue, REAL4)
     dialogue.engine.set_features(UDP | {"ping4"})
     dialogue.engine.set_features(UDP)
     assert dialogue.events() == []
@@ -295,7 +331,7 @@ def test_what_came_in_fragments_may_leave_in_fragments(dialogue: Dialogue, dst: 
 
 @FAMILIES
 def test_a_process_of_this_host_gets_long_datagrams_whole(dialogue: Dialogue, dst: bytes) -> None:
-    opened = open_flow(dialogue, dst)
+    opened = open_source(dialogue, dst)
     send(dialogue, opened.flow, opened.host, bytes(9000))
     (packet,) = dialogue.sent()
     assert read_datagram(packet)[3] == bytes(9000)
@@ -304,7 +340,7 @@ def test_a_process_of_this_host_gets_long_datagrams_whole(dialogue: Dialogue, ds
 @FAMILIES
 def test_another_host_gets_long_datagrams_in_fragments(dst: bytes) -> None:
     dialogue = Dialogue(features=UDP, local_sources=frozenset(), mtu=1400)
-    opened = open_flow(dialogue, dst)
+    opened = open_source(dialogue, dst)
     payload = bytes(n & 0xFF for n in range(9000))
     send(dialogue, opened.flow, opened.host, payload)
     sent = dialogue.sent()
@@ -330,7 +366,7 @@ def test_an_error_reaches_the_initiator_and_ends_nothing(
 ) -> None:
     """RFC 4787 REQ-12: ICMP does not end the mapping."""
     fake = dialogue.fake("www.example.com", 4 if len(dst) == 4 else 6)
-    opened = open_flow(dialogue, dst)
+    opened = open_source(dialogue, dst)
     dialogue.feed(datagram(fake, bytes(1200), port=443))
     dialogue.event(DatagramReceived)
     dialogue.engine.datagram_failed(opened.flow, "www.example.com", 443, refusal, dialogue.now)
@@ -357,7 +393,7 @@ def mtu_of(packet: bytes) -> int:
 
 @FAMILIES
 def test_too_big_reaches_the_initiator(dialogue: Dialogue, dst: bytes) -> None:
-    opened = open_flow(dialogue, dst)
+    opened = open_source(dialogue, dst)
     dialogue.feed(datagram(dst, bytes(1400)))
     assert dialogue.event(DatagramReceived).payload == bytes(1400)
     dialogue.engine.datagram_too_big(opened.flow, text(dst), 4000, 1380, dialogue.now)
@@ -370,7 +406,7 @@ def test_too_big_reaches_the_initiator(dialogue: Dialogue, dst: bytes) -> None:
 
 def test_of_a_name_the_far_family_is_not_known(dialogue: Dialogue) -> None:
     """What IPv6 carries in 1380 octets takes 1360 in IPv4."""
-    opened = open_flow(dialogue, dialogue.fake("www.example.com"))
+    opened = open_source(dialogue, dialogue.fake("www.example.com"))
     dialogue.engine.datagram_too_big(opened.flow, "www.example.com", 4000, 1380, dialogue.now)
     assert mtu_of(dialogue.sent()[0]) == 1360
 
@@ -378,7 +414,7 @@ def test_of_a_name_the_far_family_is_not_known(dialogue: Dialogue) -> None:
 def test_what_ipv6_cannot_make_smaller_is_cut_far_away(dialogue: Dialogue) -> None:
     """RFC 8201 4: nobody goes below 1280 octets."""
     fake = dialogue.fake("www.example.com", 6)
-    opened = open_flow(dialogue, fake)
+    opened = open_source(dialogue, fake)
     dialogue.engine.datagram_too_big(opened.flow, "www.example.com", 4000, 1000, dialogue.now)
     assert mtu_of(dialogue.sent()[0]) == 1280
     dialogue.feed(datagram(fake, bytes(1200)))
@@ -386,7 +422,7 @@ def test_what_ipv6_cannot_make_smaller_is_cut_far_away(dialogue: Dialogue) -> No
 
 
 def test_an_error_about_what_is_forgotten_is_dropped(dialogue: Dialogue) -> None:
-    opened = open_flow(dialogue, REAL4)
+    opened = open_source(dialogue, REAL4)
     now = dialogue.now
     dialogue.engine.datagram_failed(opened.flow, "never.example", 1, Refusal.REFUSED, now)
     dialogue.engine.datagram_too_big(opened.flow, text(REAL4), 4001, 1000, now)
@@ -396,7 +432,7 @@ def test_an_error_about_what_is_forgotten_is_dropped(dialogue: Dialogue) -> None
 
 
 def test_a_refusal_ends_a_source(dialogue: Dialogue) -> None:
-    opened = open_flow(dialogue, REAL4)
+    opened = open_source(dialogue, REAL4)
     dialogue.engine.refuse(opened.flow, Refusal.REFUSED, dialogue.now)
     assert read_unreachable(dialogue.sent()[0]).src == REAL4
     assert dialogue.event(FlowClosed) == FlowClosed(opened.flow, reset=True)
@@ -407,7 +443,7 @@ def test_a_refusal_ends_a_source(dialogue: Dialogue) -> None:
 
 
 def test_a_silent_source_is_forgotten_with_its_pins(dialogue: Dialogue) -> None:
-    opened = open_flow(dialogue, dialogue.fake("one.example"))
+    opened = open_source(dialogue, dialogue.fake("one.example"))
     dialogue.feed(datagram(dialogue.fake("two.example"), b"x"))
     dialogue.events()
     assert pinned(dialogue.pools) == 2
@@ -424,7 +460,7 @@ def test_a_silent_source_is_forgotten_with_its_pins(dialogue: Dialogue) -> None:
 
 def test_the_most_patient_destination_counts() -> None:
     dialogue = Dialogue(features=UDP)
-    opened = open_flow(dialogue, REAL4, port=123)
+    opened = open_source(dialogue, REAL4, port=123)
     dialogue.advance(IDLE_BY_PORT[123] - 1)
     dialogue.feed(datagram(REAL4, b"x", port=4000))
     dialogue.advance(IDLE_S - 1)
@@ -441,7 +477,7 @@ def test_a_source_remembers_the_destinations_it_used_last(
 ) -> None:
     monkeypatch.setattr(peers_module, "MAX_PEERS_PER_FLOW", 2)
     one, two, three = (dialogue.fake(f"{name}.example") for name in ("one", "two", "three"))
-    opened = open_flow(dialogue, one)
+    opened = open_source(dialogue, one)
     dialogue.feed(datagram(two, b"x"))
     send(dialogue, opened.flow, "one.example", b"this is use as well")
     dialogue.feed(datagram(three, b"x"))
@@ -461,8 +497,8 @@ def test_all_sources_together_remember_so_many(
     dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peers_module, "MAX_PEERS", 2)
-    first = open_flow(dialogue, dialogue.fake("one.example"), src_port=1)
-    second = open_flow(dialogue, dialogue.fake("two.example"), src_port=2)
+    first = open_source(dialogue, dialogue.fake("one.example"), src_port=1)
+    second = open_source(dialogue, dialogue.fake("two.example"), src_port=2)
     dialogue.feed(datagram(REAL4, b"x", src_port=2))
     closed, event = dialogue.events()
     assert closed == FlowClosed(first.flow, reset=True)
@@ -474,8 +510,8 @@ def test_all_sources_together_remember_so_many(
 
 def test_there_is_a_bound_for_sources(dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "MAX_ASSOCIATIONS", 2)
-    first = open_flow(dialogue, REAL4, src_port=1)
-    open_flow(dialogue, DIRECT4, src_port=2)
+    first = open_source(dialogue, REAL4, src_port=1)
+    open_source(dialogue, DIRECT4, src_port=2)
     dialogue.feed(datagram(REAL4, b"x", src_port=3))
     closed, opened, _ = dialogue.events()
     assert closed == FlowClosed(first.flow, reset=True)

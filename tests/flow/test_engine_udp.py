@@ -1,4 +1,4 @@
-"""UDP that goes DIRECT, a flow for each pair of endpoints; that of PROXY is in
+"""The life of a flow of UDP, which goes DIRECT here; whom it reaches is in
 test_engine_datagrams.py."""
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from tests.helpers.engine_dialogue import (
     read_quoted_datagram,
     read_unreachable,
 )
+from tests.helpers.sources import families, open_source
 from tunproxy.errors import Refusal
 from tunproxy.flow import table
 from tunproxy.flow.events import DatagramReceived, FlowClosed, FlowOpened
 from tunproxy.flow.rules import Action
 from tunproxy.stack.udp import IDLE_BY_PORT, IDLE_S
 
-FAMILIES = pytest.mark.parametrize("dst", [DIRECT4, DIRECT6], ids=["v4", "v6"])
+FAMILIES = families(DIRECT4, DIRECT6)
 
 
 @pytest.fixture
@@ -37,12 +38,7 @@ def dialogue() -> Dialogue:
 
 def open_flow(dialogue: Dialogue, dst: bytes, *, port: int = 4000, src_port: int = 40000) -> int:
     """The first datagram of a flow."""
-    dialogue.feed(datagram(dst, b"first", port=port, src_port=src_port))
-    opened, received = dialogue.events()
-    assert isinstance(opened, FlowOpened)
-    assert isinstance(received, DatagramReceived)
-    assert (received.flow, bytes(received.payload)) == (opened.flow, b"first")
-    return opened.flow
+    return open_source(dialogue, dst, port=port, src_port=src_port).flow
 
 
 def answer(dialogue: Dialogue, flow: int, payload: bytes, port: int = 4000) -> None:
@@ -180,7 +176,7 @@ def test_a_short_lived_flow_finds_room_among_long_lived_ones(
 ) -> None:
     monkeypatch.setattr(table, "MAX_ASSOCIATIONS", 1)
     old = open_flow(dialogue, DIRECT4)
-    dialogue.feed(datagram(DIRECT4, b"time?", port=123))
+    dialogue.feed(datagram(DIRECT4, b"time?", port=123, src_port=40001))
     closed, opened, received = dialogue.events()
     assert closed == FlowClosed(old, reset=True)
     assert isinstance(opened, FlowOpened)

@@ -61,16 +61,16 @@ class TestAssign:
         pools.assign("e.b", 6)
         assert len(heard) == 4
 
-    def test_changes_are_counted(self) -> None:
+    def test_who_watches_has_what_is_exported(self) -> None:
         pools = FakePools(V4, V6)
-        pools.assign("a.b", 4)
-        pools.assign("a.b", 4)
+        copy: dict[str, str] = {}
+        pools.watch(lambda name, address: copy.update({str(address): name}))
         pools.assign("a.b", 6)
-        assert pools.changes == 2
-        for number in range(4):
+        for number in (0, 1, 2, 3, 1, 4):
             pools.assign(f"n{number}.b", 4)
-        assert pools.changes == 6
-        assert FakePools(V4, V6).load(pools.export()) == 4
+        exported = pools.export()
+        assert {address: name for name, address in exported} == copy
+        assert FakePools(V4, V6).load(exported) == len(copy) == 4
 
     def test_broadcast_is_not_given_away(self) -> None:
         pool = FakePool(V4)

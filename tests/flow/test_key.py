@@ -21,8 +21,8 @@ def test_split_takes_apart_what_a_packet_has(size: int) -> None:
 @pytest.mark.parametrize("size", [4, 16])
 def test_a_source_has_no_destination(size: int) -> None:
     src = bytes(range(size))
-    key = source_key(src, memoryview(PORTS))
-    assert key == src + PORTS[:2]
+    key = source_key(src, memoryview(PORTS), 258)
+    assert key == src + PORTS[:2] + b"\x01\x02"
     assert split(key) == (src, 40000, b"", 0)
 
 

@@ -238,6 +238,27 @@ class TestPolicy:
         assert self.client.resolve("www.corp.example", Type.A, record) == "NOERROR A=10.1.2.3"
         assert self.client.server.remembered_name(bytes((10, 1, 2, 3))) == "www.corp.example"
 
+    @pytest.mark.parametrize("qtype", [Type.A, Type.AAAA, Type.HTTPS, QTYPE.MX, Type.ANY])
+    @pytest.mark.parametrize("name", ["www.example", "box", "box.local", "x.lab.corp.example"])
+    def test_names_outside_the_split_are_the_systems(self, name: str, qtype: int) -> None:
+        policy = DnsPolicy(hosts=HOSTS, routes=ROUTES, split=["direct.example", "y.corp.example"])
+        client = Client(rules=RULES, policy=policy, truthful=True)
+        forward = client.forwarded(name, qtype)
+        assert (forward.via, forward.server) == (Action.DIRECT, None)
+        assert (forward.purpose, forward.patience_s) == (Purpose.RELAY, None)
+        assert client.server.why(name) == "it is below none of dns.split"
+
+    def test_names_of_the_split_are_ours(self) -> None:
+        split = ["example", "10.in-addr.arpa"]
+        client = Client(rules=RULES, policy=DnsPolicy(hosts=HOSTS, routes=ROUTES, split=split))
+        assert client.ask("www.example") == "NOERROR A=198.18.0.4"
+        assert client.ask("4.0.18.198.in-addr.arpa", Type.PTR) == "NOERROR PTR=www.example."
+        assert client.forwarded("www.corp.example").server == "10.0.0.53"
+        assert client.forwarded("4.3.2.10.in-addr.arpa", Type.PTR).server == "10.0.0.53"
+        assert client.ask("ads.example") == "NXDOMAIN SOA:1"
+        assert client.ask("nas.lan") == "NOERROR A=192.168.1.4"
+        assert client.ask("use-application-dns.net") == "NXDOMAIN SOA:1"
+
     def test_from_config(self) -> None:
         config = Dns(hosts=HOSTS, truthful=True, cache_max_ttl=9)
         server = {"exit.example": [ipaddress.ip_address("192.0.2.22")]}

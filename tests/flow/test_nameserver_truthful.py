@@ -245,3 +245,57 @@ def test_flush(client: Client) -> None:
     client.forwarded("a.example")
     client.forwarded("b.example")
     assert len(client.pools.v4) == 1
+
+
+# --- names that the server's hosts file has -------------------------------------------------------
+
+LISTED = {
+    "box.example": (ipaddress.IPv6Address("2001:db8::7"), ipaddress.IPv4Address("192.0.2.7")),
+    "four.example": (ipaddress.IPv4Address("192.0.2.4"),),
+    "six.example": (ipaddress.IPv6Address("2001:db8::6"),),
+    "box": (ipaddress.IPv4Address("192.0.2.7"),),
+    "box.local": (ipaddress.IPv4Address("192.0.2.7"),),
+    "box.onion": (ipaddress.IPv4Address("192.0.2.7"),),
+    "x.direct.example": (ipaddress.IPv4Address("192.0.2.7"),),
+}
+
+
+@pytest.mark.parametrize("truthful", [False, True])
+def test_listed_names_exist(truthful: bool) -> None:
+    client = Client(truthful=truthful)
+    client.server.set_listed(LISTED)
+    assert client.ask("Box.Example") == FAKE4
+    assert client.ask("box.example", Type.AAAA) == FAKE6
+    assert client.ask("four.example").startswith("NOERROR A=198.18.")
+    assert client.ask("four.example", Type.AAAA) == "NOERROR SOA:1"
+    assert client.ask("six.example") == "NOERROR SOA:1"
+    assert client.ask("six.example", Type.ANY).startswith("NOERROR HINFO")
+    assert client.ask("box").startswith("NOERROR A=198.18.")
+    assert client.ask("box.local").startswith("NOERROR A=198.18.")
+    assert client.server.counters["probe"] == 0
+    found = client.server.real_addresses("box.example", client.now)
+    assert found == [address.packed for address in LISTED["box.example"]]
+
+
+def test_what_goes_before_listed_names(client: Client) -> None:
+    client.server.set_listed(LISTED)
+    assert client.ask("box.onion").startswith("NXDOMAIN")
+    assert client.server.why("box.onion") == "there is no such name by definition"
+    assert client.server.why("box.local") != "there is no such name by definition"
+    assert client.forwarded("x.direct.example").via is Action.DIRECT
+    assert client.forwarded("box.example", Type.HTTPS).purpose is Purpose.BINDING
+
+
+def test_listed_names_that_are_not_faked_are_forwarded() -> None:
+    client = Client(mode="remote")
+    client.server.set_listed(LISTED)
+    for name in ("box.example", "box", "box.local"):
+        assert client.forwarded(name).purpose is Purpose.RELAY
+
+
+def test_what_was_denied_may_be_listed_later(client: Client) -> None:
+    client.resolve("box.example", Type.A, rcode=3, auth=SOA)
+    client.server.set_listed(LISTED)
+    assert client.ask("box.example") == FAKE4
+    client.server.set_listed({})
+    client.forwarded("box.example")

@@ -29,7 +29,7 @@ class Sources:
         self.flows = [self._flow(number) for number in range(4)]
 
     def _flow(self, number: int) -> Flow:
-        flow = Flow(number, source_key(CLIENT4, number.to_bytes(2, "big")), 0.0)
+        flow = Flow(number, source_key(CLIENT4, number.to_bytes(2, "big"), 0), 0.0)
         flow.peers = OrderedDict()
         return flow
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.rule_tables import decide, no_sets, table
 from tunproxy.errors import ConfigError
-from tunproxy.flow.rules import Action, Decision, RuleTable, ancestry
+from tunproxy.flow import rule_conditions
+from tunproxy.flow.rules import ALWAYS_KNOWN, Action, Decision, Need, RuleTable, ancestry
 
 SHIPPED = pathlib.Path(__file__).parents[2] / "rules"
 
@@ -397,8 +398,17 @@ class TestShippedLists:
         _, text = self.load("default.list")
         examples = [line[4:].split()[0] for line in text.splitlines() if line.startswith("#   ")]
         examples = [each for each in examples if "," in each]
-        assert len(examples) == 9
-        RuleTable.parse([("examples", "\n".join(examples))], self.load)
+        kinds = [each.partition(",")[0] for each in examples]
+        assert set(kinds) == {*rule_conditions._KINDS, "SUB-RULE", "MATCH"}, "all, and no other"
+        assert len(examples) == len(set(kinds)) + 1, "GEOIP has two"
+
+        def load(name: str) -> tuple[str, str]:
+            return (name, "MATCH,PROXY") if name == "alice.list" else self.load(name)
+
+        known = ALWAYS_KNOWN | {Need.COUNTRY, Need.ASN}
+        rules = RuleTable.parse([("examples", "\n".join(examples))], load, known=known)
+        # Besides the implicit one; SUB-RULE decides by the one rule of its list.
+        assert len(rules.decisions) == len(examples) + 1
 
     @pytest.mark.parametrize(
         ("host", "inside"),

@@ -9,6 +9,8 @@ import pathlib
 import socket
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.helpers.netns import INET, Device, Network
 from tunproxy.app.capture import Capture, CapturePlan
 from tunproxy.app.ipc import LinkTerms
@@ -18,8 +20,6 @@ from tunproxy.linux import marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import pytest
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 TUN = {4: "198.18.0.1", 6: "fd00:7470::1"}
@@ -41,6 +41,14 @@ def isolate(monkeypatch: pytest.MonkeyPatch, directory: pathlib.Path) -> None:
     """State and cgroups are the test's own; everything else is, because it is in a namespace."""
     monkeypatch.setattr(marks, "RUN_DIR", str(directory / "run"))
     monkeypatch.setattr(marks, "CGROUP_DIR", f"tunproxy-test-{os.getpid()}")
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> Iterator[Network]:
+    """The fixture of every test that imports it: the test is in the client."""
+    isolate(monkeypatch, tmp_path)
+    with Network() as found:
+        yield found
 
 
 def make_plan(

@@ -14,6 +14,13 @@ import dpkt
 from dnslib import RR, A, DNSRecord
 
 from tests.helpers import packets
+from tests.helpers.tcp_end import ACK as ACK
+from tests.helpers.tcp_end import FIN as FIN
+from tests.helpers.tcp_end import PSH as PSH
+from tests.helpers.tcp_end import RST as RST
+from tests.helpers.tcp_end import SYN as SYN
+from tests.helpers.tcp_end import Ends, TcpEnd
+from tests.helpers.tcp_end import Segment as Segment
 from tunproxy.errors import ConfigError
 from tunproxy.flow.engine import Engine, Settings
 from tunproxy.flow.events import (
@@ -30,12 +37,11 @@ from tunproxy.flow.targets import no_facts
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Collection
 
     from tunproxy.flow.events import Event
     from tunproxy.flow.targets import FactSource
     from tunproxy.flow.translator import Translator
-
-FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
 RULES = """
 DOMAIN-SUFFIX,direct.example,DIRECT
@@ -45,6 +51,12 @@ IP-CIDR6,2001:db8:d::/48,DIRECT
 IP-CIDR,203.0.114.0/24,REJECT
 IP-CIDR6,2001:db8:e::/48,REJECT
 """
+SECOND = """
+IP-CIDR,100.64.0.0/10,second
+IP-CIDR6,2001:db8:f::/48,second
+DOMAIN-SUFFIX,second.example,second
+"""
+"""Rules that lead to another server."""
 CLIENT4 = bytes((198, 18, 0, 1))
 CLIENT6 = ipaddress.IPv6Address("fd00:7470::1").packed
 RESOLVER4 = bytes((198, 18, 0, 2))
@@ -55,6 +67,8 @@ REJECTED4 = bytes((203, 0, 114, 7))
 REJECTED6 = ipaddress.IPv6Address("2001:db8:e::7").packed
 REAL4 = bytes((198, 51, 100, 7))
 REAL6 = ipaddress.IPv6Address("2001:db8::7").packed
+SECOND4 = bytes((100, 64, 0, 7))
+SECOND6 = ipaddress.IPv6Address("2001:db8:f::7").packed
 
 _E = TypeVar("_E")
 
@@ -71,6 +85,8 @@ class Dialogue:
         self,
         *,
         rules: str = RULES,
+        servers: Collection[str] = (),
+        first: str | None = None,
         mode: Literal["fake-ip", "remote"] = "fake-ip",
         capture_dns: bool = True,
         offload: bool = False,
@@ -86,7 +102,7 @@ class Dialogue:
         self.pools = FakePools(
             ipaddress.IPv4Network("198.18.0.0/24"), ipaddress.IPv6Network("fd00:7470::/64")
         )
-        table = RuleTable.parse([("my.list", rules)], no_sets)
+        table = RuleTable.parse([("my.list", rules)], no_sets, servers=servers)
         nameserver = NameServer(
             self.pools, table, mode=mode, real_names=["real.example"], server_names={}
         )
@@ -97,6 +113,7 @@ class Dialogue:
             secret=bytes(16),
             direct_sources=direct_sources,
             features=features,
+            server=first,
             local_sources=local_sources,
             sniff=sniff,
         )
@@ -189,25 +206,8 @@ def pinned(pools: FakePools) -> int:
     return sum(entry.pins for entry in entries)
 
 
-class Segment(NamedTuple):
-    """A TCP segment as dpkt reads it."""
-
-    flags: int
-    seq: int
-    ack: int
-    window: int
-    data: bytes
-    options: dict[int, bytes]
-
-    @property
-    def kind(self) -> str:
-        """The flags as tcpdump writes them, PSH left out."""
-        letters = ((SYN, "S"), (FIN, "F"), (RST, "R"), (ACK, "."))
-        return "".join(letter for bit, letter in letters if self.flags & bit)
-
-
-class Initiator:
-    """One TCP connection's client, which does what it is told and nothing by itself."""
+class Initiator(TcpEnd):
+    """One TCP connection's client."""
 
     def __init__(
         self,
@@ -219,77 +219,27 @@ class Initiator:
         isn: int = 0xFFFFFFF0,
         options: bytes = b"",
     ) -> None:
-        self.dialogue = dialogue
+        super().__init__(dialogue, isn)
         self.src = CLIENT4 if len(dst) == 4 else CLIENT6
         self.dst = dst
         self.port = port
         self.src_port = src_port
         self.isn = isn
         self.options = options
-        self.snd_nxt = isn
-        self.rcv_nxt = 0
         self.flow = 0
 
-    def packet(
-        self,
-        flags: int,
-        payload: bytes = b"",
-        *,
-        seq: int | None = None,
-        ack: int | None = None,
-        window: int = 0xFFFF,
-        options: bytes = b"",
-    ) -> bytes:
-        """A packet of this connection."""
-        segment = packets.tcp(
-            payload,
-            flags=flags,
-            sport=self.src_port,
-            dport=self.port,
-            seq=(self.snd_nxt if seq is None else seq) & 0xFFFFFFFF,
-            ack=((self.rcv_nxt if ack is None else ack) if flags & ACK else 0) & 0xFFFFFFFF,
-            win=window,
-            options=options,
-        )
-        ends = packets.Ends(4 if len(self.dst) == 4 else 6, self.src, self.dst, 0)
-        return packets.packet(ends, segment, packets.TCP)
+    def ends(self) -> Ends:
+        return Ends(self.src, self.src_port, self.dst, self.port)
 
-    def send(self, flags: int, payload: bytes = b"", **fields: Any) -> None:
-        """Send a segment; its place in sequence space is used up unless ``seq`` is given."""
-        self.dialogue.feed(self.packet(flags, payload, **fields))
-        if "seq" not in fields:
-            self.snd_nxt += len(payload) + bool(flags & SYN) + bool(flags & FIN)
+    def packet(
+        self, flags: int, payload: bytes = b"", *, window: int = 0xFFFF, **fields: Any
+    ) -> bytes:
+        """A packet of this connection; see :meth:`TcpEnd.packet`."""
+        return super().packet(flags, payload, win=window, **fields)
 
     def syn(self) -> None:
         """Begin."""
         self.send(SYN, options=self.options)
-
-    def recv(self) -> list[Segment]:
-        """What has been sent to this connection, everything checked that can be checked."""
-        out = []
-        for packet in self.dialogue.sent():
-            segment = self.read(packet)
-            self.rcv_nxt = segment.seq + len(segment.data)
-            self.rcv_nxt += bool(segment.flags & SYN) + bool(segment.flags & FIN)
-            out.append(segment)
-        return out
-
-    def recv_one(self, kind: str) -> Segment:
-        """The only segment there is, of this kind."""
-        (segment,) = self.recv()
-        assert segment.kind == kind
-        return segment
-
-    def read(self, packet: bytes) -> Segment:
-        """A segment for this connection."""
-        parsed = packets.read(packet)
-        assert (parsed.src, parsed.dst) == (self.dst, self.src)
-        tcp = parsed.data
-        assert isinstance(tcp, dpkt.tcp.TCP)
-        assert packets.transport_is_intact(self.dst, self.src, packets.TCP, bytes(tcp))
-        assert (tcp.sport, tcp.dport) == (self.port, self.src_port)
-        options = {kind: bytes(body) for kind, body in dpkt.tcp.parse_opts(tcp.opts)}
-        return Segment(tcp.flags, tcp.seq, tcp.ack, tcp.win, bytes(tcp.data), options)
 
     def open(self) -> int:
         """SYN, and the FlowOpened that it causes; return the flow."""

@@ -18,12 +18,17 @@ class FakeTunnel:
         self.sent: list[bytes] = []
         self.has_room = True
         self.is_closed = False
+        self.room_for: int | None = None
+        """Messages that there is still room for; ``None``: as ``has_room`` says."""
 
     def send(self, message: Buffer | Sequence[Buffer]) -> None:
         assert self.has_room
         assert not self.is_closed
         parts = (message,) if isinstance(message, (bytes, bytearray, memoryview)) else message
         self.sent.append(b"".join(parts))
+        if self.room_for is not None:
+            self.room_for -= 1
+            self.has_room = self.room_for > 0
 
     def close(self) -> None:
         self.is_closed = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from tests.helpers.aio import until
 
@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tunproxy.upstream.base import Buffer, DatagramError, RelayHandler, StreamHandler
-    from tunproxy.upstream.direct import DatagramHandler
-
-_S = TypeVar("_S")
-_H = TypeVar("_H")
 
 
 class FakeStream:
@@ -50,63 +46,40 @@ class FakeStream:
         self.aborted = True
 
 
-class FakeDatagrams:
-    """A datagram stream whose other end is the test."""
-
-    def __init__(self) -> None:
-        self.sent: list[bytes] = []
-        self.closed = False
-
-    def send(self, data: bytes | memoryview) -> None:
-        assert not self.closed
-        self.sent.append(bytes(data))
-
-    def close(self) -> None:
-        self.closed = True
-
-
 @dataclass
-class Opening(Generic[_S, _H]):
+class Opening:
     """One call of ``open``: answer it through ``result``."""
 
     host: str
     port: int
-    source: tuple[str, int] | None
-    handler: _H
-    result: asyncio.Future[_S] = field(
+    source: tuple[str, int]
+    handler: StreamHandler
+    result: asyncio.Future[FakeStream] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     cancelled: bool = False
 
 
 class FakeUpstream:
-    """Both ways out. ``stubborn``: it returns a stream although the opening was cancelled, as
+    """A way out. ``stubborn``: it returns a stream although the opening was cancelled, as
     ``asyncio.wait_for`` may when both happen at once."""
 
     def __init__(self) -> None:
-        self.streams: list[Opening[FakeStream, StreamHandler]] = []
-        self.datagrams: list[Opening[FakeDatagrams, DatagramHandler]] = []
+        self.streams: list[Opening] = []
         self.stubborn = False
 
     async def open(
         self, host: str, port: int, source: tuple[str, int], handler: StreamHandler
     ) -> FakeStream:
-        opening = Opening[FakeStream, "StreamHandler"](host, port, source, handler)
+        opening = Opening(host, port, source, handler)
         self.streams.append(opening)
-        return await self._wait(opening, FakeStream())
-
-    async def open_datagram(self, host: str, port: int, handler: DatagramHandler) -> FakeDatagrams:
-        opening = Opening[FakeDatagrams, "DatagramHandler"](host, port, None, handler)
-        self.datagrams.append(opening)
-        return await self._wait(opening, FakeDatagrams())
-
-    async def _wait(self, opening: Opening[_S, _H], late: _S) -> _S:
         try:
             return await asyncio.shield(opening.result)
         except asyncio.CancelledError:
             opening.cancelled = True
             if not self.stubborn:
                 raise
+            late = FakeStream()
             opening.result.set_result(late)
             return late
 

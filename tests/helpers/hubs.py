@@ -18,18 +18,20 @@ import json
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from tests.helpers.exits import Person
-from tests.helpers.lab_wait import until
 from tests.helpers.netns import Namespace
-from tests.helpers.sshd import new_key, public_key
+from tests.helpers.processes import command_line, descendants
+from tests.helpers.program import Program
+from tests.helpers.ssh_files import new_key, public_key
 from tunproxy import config
 from tunproxy.app.packetpump import PacketPump
 from tunproxy.linux import marks
@@ -137,79 +139,33 @@ class HubLab:
         return sorted(pathlib.Path(marks.RUN_DIR).glob(f"{inode}-*"))
 
 
-class Hub:
-    """A running ``tunproxy serve --hub``; what it writes is collected."""
+@pytest.fixture
+def lab(tmp_path: pathlib.Path) -> Iterator[HubLab]:
+    """The fixture of every test that imports it."""
+    with HubLab(tmp_path) as made:
+        yield made
+
+
+class Hub(Program):
+    """A running ``tunproxy serve --hub``."""
 
     def __init__(
         self, lab: HubLab, options: Sequence[str], within: Sequence[str], env: dict[str, str]
     ) -> None:
         words = ["serve", "--hub", "--listen", f"[::]:{PORT}", "--host-key", str(lab.host_key)]
         words += ["--authorized-keys", str(lab.authorized_keys), "--dns", RESOLVER, *options]
-        self._process = subprocess.Popen(
-            lab.command(*words, within=within),
-            env={**os.environ, "XDG_STATE_HOME": str(lab.state), **env},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        super().__init__(
+            subprocess.Popen(
+                lab.command(*words, within=within),
+                env={**os.environ, "XDG_STATE_HOME": str(lab.state), **env},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
         )  # fmt: skip
-        self.pid = self._process.pid
-        self.stdout: list[str] = []
-        self.stderr: list[str] = []
-        self._readers = [
-            self._collect(self._process.stdout, self.stdout),
-            self._collect(self._process.stderr, self.stderr),
-        ]
-
-    def _collect(self, stream: IO[str] | None, lines: list[str]) -> threading.Thread:
-        assert stream is not None
-
-        def read() -> None:
-            with stream:
-                lines.extend(line.rstrip("\n") for line in iter(stream.readline, ""))
-
-        thread = threading.Thread(target=read, daemon=True)
-        thread.start()
-        return thread
-
-    @property
-    def running(self) -> bool:
-        return self._process.poll() is None
-
-    def wait_ready(self) -> None:
-        until(
-            lambda: not self.running or any(line.startswith("ready") for line in self.stdout),
-            f"the ready line, had {self.stdout} and {self.stderr}",
-            END_S,
-        )
-        assert self.running, self.stderr
-
-    def wait(self) -> int:
-        """Wait for its end, and for that of all it has started; return the exit status."""
-        status = self._process.wait(END_S)
-        for reader in self._readers:
-            reader.join(END_S)
-            assert not reader.is_alive(), "a process it started has survived it"
-        return status
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self._process.send_signal(number)
-        return self.wait()
 
     def engine_pid(self) -> int:
-        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return next(
-            pid
-            for pid in map(int, children)
-            if "tunproxy.app.hubengine" in pathlib.Path(f"/proc/{pid}/cmdline").read_text()
+            pid for pid in descendants(self.pid) if "tunproxy.app.hubengine" in command_line(pid)
         )
-
-    def close(self) -> None:
-        if self.running:
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_S)
-        self._process.kill()
-        self._process.wait()
-        for reader in self._readers:
-            reader.join(END_S)
 
 
 class Client:

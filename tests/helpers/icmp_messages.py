@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 
 def message(ends: Ends, kind: int, code: int, rest: int = 0, body: bytes = b"") -> bytes:
     """A packet with an ICMP message; ``rest`` is the second word of its header."""
+    octets = bare_message(ends, kind, code, rest, body)
+    return packet(ends, octets, ICMP if ends.version == 4 else ICMPV6)
+
+
+def bare_message(ends: Ends, kind: int, code: int, rest: int = 0, body: bytes = b"") -> bytes:
+    """The message alone."""
     bare = struct.pack("!BBHI", kind, code, 0, rest) + body
     pseudo = pseudo_header(ends.src, ends.dst, ICMPV6, len(bare)) if ends.version == 6 else b""
-    octets = bare[:2] + reference_checksum(pseudo + bare).to_bytes(2, "big") + bare[4:]
-    return packet(ends, octets, ICMP if ends.version == 4 else ICMPV6)
+    return bare[:2] + reference_checksum(pseudo + bare).to_bytes(2, "big") + bare[4:]
 
 
 def echo_reply(ends: Ends, ident: int, seq: int, payload: bytes) -> bytes:

@@ -12,12 +12,14 @@ import sys
 from typing import TYPE_CHECKING
 
 import msgspec
+import pytest
 
 from tunproxy.app.control import Status
 from tunproxy.app.instance import Instance, State
 from tunproxy.linux import marks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
 STATUS = Status(
@@ -138,6 +140,13 @@ class FakeInstance:
         inode = pathlib.Path("/run/netns", name).stat().st_ino
         self._cleanup.callback(_remove_state, inode)
         return name
+
+
+@pytest.fixture
+def instance() -> Iterator[FakeInstance]:
+    """The fixture of every test that imports it: one on tp0."""
+    with FakeInstance("tp0") as running:
+        yield running
 
 
 def _remove_state(inode: int) -> None:

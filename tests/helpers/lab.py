@@ -27,10 +27,11 @@ from typing import TYPE_CHECKING
 
 from tests.helpers.lab_host import NETNS, PREFIX, REPOSITORY, Host, cgroup2_mount, ip
 from tests.helpers.lab_wait import until
+from tests.helpers.ssh_files import new_key, public_key, sshd_options
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 CLIENT4, CLIENT6 = "10.77.1.2", "fd77:1::2"
 SERVER4, SERVER6 = "10.77.1.1", "fd77:1::1"
@@ -54,7 +55,7 @@ SSH_PORT = 2222
 SSH_ADDRESSES = (SERVER4, SERVER6, OUTSIDE4, OUTSIDE6)
 CIPHER = "aes128-gcm@openssh.com"
 
-_RECORDS = f"""
+RECORDS = f"""
 no-resolv
 no-hosts
 bind-interfaces
@@ -67,6 +68,7 @@ host-record=unrouted.test,{UNROUTED4},{UNROUTED6}
 mx-host=origin.test,mail.test,10
 txt-record=origin.test,from the far side
 """
+"""What the resolver of the far side knows, as dnsmasq(8) has it."""
 
 _FORWARDING = """
 table inet lab {
@@ -110,7 +112,7 @@ class Lab:
         self.set_resolver(self.client, DEAD_RESOLVER)
         self.set_resolver(self.server, ORIGIN4)
         self.set_resolver(self.lan, DEAD_RESOLVER)
-        self.serve_names(self.origin, [ORIGIN4, ORIGIN6], _RECORDS)
+        self.serve_names(self.origin, [ORIGIN4, ORIGIN6], RECORDS)
         self.serve_origin(self.origin, [ORIGIN4, ORIGIN6])
         self.serve_origin(self.world, [WORLD4, WORLD6])
         self.serve_origin(self.server, [SERVER4, SERVER6])
@@ -167,41 +169,32 @@ class Lab:
 
 
 class Sshd:
-    """A real OpenSSH server in ``host``, with keys of its own, at all of :data:`SSH_ADDRESSES`.
+    """A real OpenSSH server in ``host``, with keys of its own, at all of ``addresses``.
 
     ``key`` opens it for root; ``known_hosts`` knows it. ``foreign_key`` and ``foreign_known_hosts``
     are well-formed, but somebody else's.
     """
 
-    def __init__(self, host: Host, directory: pathlib.Path) -> None:
+    def __init__(
+        self, host: Host, directory: pathlib.Path, addresses: Sequence[str] = SSH_ADDRESSES
+    ) -> None:
         self._host = host
+        self._addresses = addresses
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         self.key, self.foreign_key, host_key, foreign_host_key = (
-            _new_key(directory / name)
-            for name in ("key", "foreign_key", "host_key", "foreign_host")
+            new_key(directory / name) for name in ("key", "foreign_key", "host_key", "foreign_host")
         )
         self.known_hosts = self._known_hosts("known_hosts", host_key)
         self.foreign_known_hosts = self._known_hosts("foreign_known_hosts", foreign_host_key)
-        self._options = {
-            "HostKey": str(host_key),
-            "AuthorizedKeysFile": f"{self.key}.pub",
-            "PidFile": "none",
-            "StrictModes": "no",
-            "UsePAM": "no",
-            "PasswordAuthentication": "no",
-            "KbdInteractiveAuthentication": "no",
-            "PermitRootLogin": "prohibit-password",
-            "MaxStartups": "100",
-            "LogLevel": "VERBOSE",
-        }
+        self._options = sshd_options(host_key, self.key)
 
     def start(self, options: Mapping[str, str] | None = None) -> None:
         """Start it, with ``options`` over the usual ones, and wait until it listens."""
         config = self._directory / "sshd_config"
         log = self._directory / "sshd.log"
         lines = [f"{name} {value}" for name, value in {**self._options, **(options or {})}.items()]
-        lines += [f"ListenAddress {address}" for address in SSH_ADDRESSES]
+        lines += [f"ListenAddress {address}" for address in self._addresses]
         config.write_text("\n".join(lines) + f"\nPort {SSH_PORT}\n")
         # One connection of ours means a descriptor of sshd's for each flow.
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -240,9 +233,8 @@ class Sshd:
         return (self._directory / "sshd.log").read_text()
 
     def _known_hosts(self, name: str, host_key: pathlib.Path) -> pathlib.Path:
-        kind, key, *_ = pathlib.Path(f"{host_key}.pub").read_text().split()
-        known = self._directory / name
-        lines = [f"[{address}]:{SSH_PORT} {kind} {key}\n" for address in SSH_ADDRESSES]
+        known, key = self._directory / name, public_key(host_key)
+        lines = [f"[{address}]:{SSH_PORT} {key}\n" for address in self._addresses]
         known.write_text("".join(lines))
         return known
 
@@ -282,12 +274,6 @@ def own_leftovers() -> list[str]:
 
 def _places() -> list[pathlib.Path]:
     return [NETNS, cgroup2_mount(), pathlib.Path(tempfile.gettempdir())]
-
-
-def _new_key(path: pathlib.Path) -> pathlib.Path:
-    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)]
-    subprocess.run(command, check=True)
-    return path
 
 
 def _is_listening(host: Host, port: int) -> bool:

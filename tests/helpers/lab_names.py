@@ -14,14 +14,12 @@ from tests.helpers.lab import (
     DEAD_RESOLVER,
     ORIGIN4,
     ORIGIN6,
+    RECORDS,
     SSH_PORT,
-    UNROUTED4,
-    UNROUTED6,
     WORLD4,
-    WORLD6,
 )
-from tests.helpers.lab_tunproxy import command_line
 from tests.helpers.lab_wait import until
+from tests.helpers.processes import command_line
 from tunproxy.linux.marks import BYPASS_MARK
 
 if TYPE_CHECKING:
@@ -56,19 +54,7 @@ _HINTS = {
     6: socket.inet_pton(socket.AF_INET6, ORIGIN6),
 }
 
-RECORDS = f"""
-no-resolv
-no-hosts
-bind-interfaces
-local=/test/
-host-record=origin.test,{ORIGIN4},{ORIGIN6}
-host-record=v4.test,{ORIGIN4}
-host-record=v6.test,{ORIGIN6}
-host-record=world.test,{WORLD4},{WORLD6}
-host-record=unrouted.test,{UNROUTED4},{UNROUTED6}
-mx-host=origin.test,mail.test,10
-txt-record=origin.test,from the far side
-address=/many.test/{ORIGIN4}
+MORE_RECORDS = f"""{RECORDS}address=/many.test/{ORIGIN4}
 srv-host=_sip._udp.origin.test,origin.test,5060,1,2
 cname=alias.test,middle.test
 cname=middle.test,origin.test
@@ -83,9 +69,9 @@ dns-rr=origin.test,65280,0a0b0c
 
 
 def serve_more_names(lab: Lab) -> None:
-    """Let the resolver of the far side know :data:`RECORDS`, and nothing else."""
+    """Let the resolver of the far side know :data:`MORE_RECORDS`, and nothing else."""
     lab.origin.kill_group("dnsmasq")
-    lab.serve_names(lab.origin, [ORIGIN4, ORIGIN6], RECORDS)
+    lab.serve_names(lab.origin, [ORIGIN4, ORIGIN6], MORE_RECORDS)
 
 
 # Asking

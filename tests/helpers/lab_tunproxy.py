@@ -5,26 +5,22 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import pathlib
-import re
-import signal
 import subprocess
 import sys
-import threading
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from tests.helpers.lab import OUTSIDE4, SSH_PORT
-from tests.helpers.lab_wait import until
+from tests.helpers.processes import command_line, descendants, resident
+from tests.helpers.program import Program
 
 if TYPE_CHECKING:
+    import pathlib
     from collections.abc import Iterator
 
     from tests.helpers.lab import Lab
     from tests.helpers.lab_host import Host
 
 PROGRAM = (sys.executable, "-m", "tunproxy")
-READY_S = 20.0
-STOP_S = 10.0
 
 
 def server_options(lab: Lab, key: pathlib.Path | None = None) -> list[str]:
@@ -42,11 +38,10 @@ def server_options(lab: Lab, key: pathlib.Path | None = None) -> list[str]:
     ]
 
 
-class Tunproxy:
-    """A running ``tunproxy``, in the client of ``lab`` or in another ``host``.
+class Tunproxy(Program):
+    """A running ``tunproxy``, in the client of ``lab`` or in another ``host``."""
 
-    The output is collected while it runs: ``stdout`` and ``stderr`` are the lines so far.
-    """
+    end_s = 10.0
 
     def __init__(
         self,
@@ -56,83 +51,21 @@ class Tunproxy:
         host: Host | None = None,
         prefix: tuple[str, ...] = (),
     ) -> None:
-        """``prefix`` goes before the command line, to run it as another user for instance."""
+        """``prefix`` goes before the command line, to run it as another user for instance.
+
+        ``pid`` is the supervisor's.
+        """
         self._lab = lab
         self._host = host or lab.client
-        self._process = self._host.popen(
-            *prefix, *PROGRAM, *command, env=env,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        super().__init__(
+            self._host.popen(
+                *prefix, *PROGRAM, *command, env=env,
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
         )  # fmt: skip
-        self.pid = self._process.pid
-        """The supervisor's."""
-        self.stdout: list[str] = []
-        self.stderr: list[str] = []
-        self._readers = [
-            self._collect(self._process.stdout, self.stdout),
-            self._collect(self._process.stderr, self.stderr),
-        ]
 
-    def _collect(self, stream: IO[bytes] | None, lines: list[str]) -> threading.Thread:
-        assert stream is not None
-
-        def read() -> None:
-            with stream:
-                # One by one: others look at the list meanwhile.
-                lines.extend(
-                    line.decode(errors="replace").rstrip("\n")
-                    for line in iter(stream.readline, b"")
-                )
-
-        thread = threading.Thread(target=read, daemon=True)
-        thread.start()
-        return thread
-
-    @property
-    def running(self) -> bool:
-        """It has not ended."""
-        return self._process.poll() is None
-
-    def wait_ready(self) -> None:
-        """Wait for the ``ready`` line."""
-        until(
-            lambda: not self.running or any(line.startswith("ready") for line in self.stdout),
-            f"the ready line; {self.output()}",
-            READY_S,
-        )
-        assert self.running, self.output()
-
-    def output(self) -> str:
-        """What it has written, for a failure message."""
-        return "\n".join(["stdout:", *self.stdout, "stderr:", *self.stderr])
-
-    def wait(self) -> int:
-        """Wait for its end, and for the end of what holds its output; return the exit status."""
-        try:
-            status = self._process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end; {self.output()}") from None
-        for reader in self._readers:
-            reader.join(STOP_S)
-            assert not reader.is_alive(), "a process it started has survived it"
-        return status
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send it a signal and wait for its end; return the exit status."""
-        self._process.send_signal(number)
-        return self.wait()
-
-    def close(self) -> None:
-        """Make sure that neither it nor anything it did remains."""
-        if self.running:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._process.wait()
+    def _clean_up(self) -> None:
         run_program(self._lab, "recover", check=False, host=self._host)
-        for reader in self._readers:
-            reader.join(STOP_S)
 
     # What it says of itself
 
@@ -220,30 +153,3 @@ def changes(host: Host, before: dict[str, str]) -> list[str]:
             text.splitlines(), after[view].splitlines(), view, view, n=0, lineterm=""
         )
     ]
-
-
-def descendants(pid: int) -> list[int]:
-    """The process ids of all children of ``pid``, theirs too."""
-    found: list[int] = []
-    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
-
-
-def command_line(pid: int) -> list[str]:
-    """The command line of a process."""
-    return pathlib.Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-
-
-def process_status(pid: int) -> dict[str, str]:
-    """The fields of /proc/PID/status."""
-    text = pathlib.Path(f"/proc/{pid}/status").read_text()
-    return {name: value.strip() for name, _, value in (x.partition(":") for x in text.splitlines())}
-
-
-def resident(pid: int) -> int:
-    """The resident memory of a process, in octets; 0 when it has ended."""
-    found = re.match(r"\d+", process_status(pid).get("VmRSS", "0"))
-    assert found is not None
-    return int(found[0]) * 1024

@@ -15,6 +15,7 @@ from tests.helpers.lab import DEAD_RESOLVER, OUTSIDE4, SERVER4, link
 from tests.helpers.lab_host import Host, ip
 from tests.helpers.lab_tunproxy import Tunproxy, server_options
 from tests.helpers.lab_wait import until
+from tests.helpers.ssh_files import new_key, public_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,9 +120,8 @@ def hub(lab: Lab, *options: str, clients: int = 1) -> Iterator[Hub]:
     directory.mkdir(exist_ok=True)
     keys = [_key(directory / f"client{number}") for number in range(clients)]
     host_key = _key(directory / "host_key")
-    kind, public, *_ = pathlib.Path(f"{host_key}.pub").read_text().split()
     known = directory / "known_hosts"
-    known.write_text(f"* {kind} {public}\n")
+    known.write_text(f"* {public_key(host_key)}\n")
     authorized = directory / "authorized_keys"
     authorized.write_text("".join(pathlib.Path(f"{key}.pub").read_text() for key in keys))
     words = ["serve", "--hub", "--listen", f"[::]:{HUB_PORT}", "--host-key", str(host_key)]
@@ -206,7 +206,4 @@ def _succeeds(host: Host, *command: str) -> bool:
 
 
 def _key(path: pathlib.Path) -> pathlib.Path:
-    if not path.exists():
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", path.name, "-f", str(path)]
-        subprocess.run(command, check=True)
-    return path
+    return path if path.exists() else new_key(path)

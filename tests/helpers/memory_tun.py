@@ -6,10 +6,12 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.helpers import packets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MemoryTun:
-    """What :class:`tunproxy.app.driver.Device` asks for. Use it as a context manager.
+    """What :class:`tunproxy.app.devicereader.Device` asks for. Use it as a context manager.
 
     Attributes:
         written: whole writes, with their virtio_net_hdr.
@@ -84,3 +86,10 @@ class MemoryTun:
             return False
         self.written.append(b"".join(parts))
         return True
+
+
+@pytest.fixture
+def device() -> Iterator[MemoryTun]:
+    """The fixture of every test that imports it."""
+    with MemoryTun() as made:
+        yield made

@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import dpkt
+import pytest
 
 from tunproxy.linux.netlink import configure_link, network_namespace
 from tunproxy.linux.tun import HEADER_LEN, READ_LEN, Tun
@@ -45,6 +46,9 @@ LAN = {4: "192.168.5.2", 6: "fd05::2"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 STUB = {4: "127.0.0.53", 6: "::1"}
 LENGTH = {4: 24, 6: 64}
+
+families = pytest.mark.parametrize("family", [4, 6])
+"""The test holds for both versions of IP."""
 
 NODAD: dict[int, list[str]] = {4: [], 6: ["nodad"]}
 """An address that is usable at once: otherwise it is some work of the kernel later."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from tests.helpers.aio import both_loops, turns
-from tests.helpers.engine_dialogue import DIRECT4, REAL4, Dialogue, Initiator, datagram
+from tests.helpers.engine_dialogue import REAL4, RULES, SECOND, Dialogue, Initiator
 from tests.helpers.fake_upstream import (
     FakeDatagramWay,
     FakeNames,
@@ -22,27 +22,32 @@ from tunproxy.flow.events import FlowClosed
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from tests.helpers.fake_upstream import FakeDatagrams, Opening
+    from tests.helpers.fake_upstream import Opening
     from tunproxy.app.relay import Ways
     from tunproxy.upstream.base import StreamHandler
-    from tunproxy.upstream.direct import DatagramHandler
 
 
 class FakeWays:
-    """The ways out. ``datagrams`` can do everything, but the engine has to be told."""
+    """The ways out. ``datagrams`` is that of the first server; the ways through servers can do
+    everything, but the engine has to be told."""
 
     def __init__(self) -> None:
         self.proxy = FakeUpstream()
         self.direct = FakeUpstream()
         self.datagrams: FakeDatagramWay | None = FakeDatagramWay()
+        self.other_datagrams: dict[str, FakeDatagramWay] = {}
+        self.direct_datagrams = FakeDatagramWay()
         self.names = FakeNames()
+
+    def find_datagrams(self, server: str | None) -> FakeDatagramWay | None:
+        return self.datagrams if server is None else self.other_datagrams[server]
 
 
 class Setup:
     """A relay, its engine, and an initiator; :meth:`turn` is what the driver would do."""
 
     def __init__(self) -> None:
-        self.dialogue = Dialogue()
+        self.dialogue = Dialogue(rules=RULES + SECOND, servers=["second"])
         self.dialogue.now = time.monotonic()  # the relay's clock
         self.ways = FakeWays()
         self.relay = Relay(self.dialogue.engine, cast("Ways", self.ways))
@@ -65,7 +70,7 @@ class Setup:
         self.handle_events()
         await turns(5)
 
-    async def open(self) -> Opening[FakeStream, StreamHandler]:
+    async def open(self) -> Opening:
         self.initiator.syn()
         await self.turn()
         (opening,) = self.ways.proxy.streams
@@ -79,12 +84,6 @@ class Setup:
         self.initiator.complete()
         await self.turn()
         return stream, opening.handler
-
-    async def open_datagrams(self) -> Opening[FakeDatagrams, DatagramHandler]:
-        self.dialogue.feed(datagram(DIRECT4, b"first"))
-        await self.turn()
-        (opening,) = self.ways.direct.datagrams
-        return opening
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.helpers.aio import free_port
+from tests.helpers.processes import descendants
+from tests.helpers.ssh_files import new_key, public_key, sshd_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 DEADLINE_S = 15.0
 
@@ -41,19 +43,7 @@ class Sshd:
         self.known_hosts = directory / "known_hosts"
         self.known_hosts.write_text(self.known_hosts_line())
         self._prefix = list(prefix)
-        self._options = {
-            "HostKey": str(self.host_key),
-            "AuthorizedKeysFile": f"{self.key}.pub",
-            "PidFile": "none",
-            "StrictModes": "no",
-            "UsePAM": "no",
-            "PasswordAuthentication": "no",
-            "KbdInteractiveAuthentication": "no",
-            "PermitRootLogin": "prohibit-password",
-            "MaxStartups": "100",
-            "LogLevel": "VERBOSE",
-            **(options or {}),
-        }
+        self._options = {**sshd_options(self.host_key, self.key), **(options or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Sshd:
@@ -86,7 +76,7 @@ class Sshd:
         """SIGKILL it with all its connections."""
         if self._process is None:
             return
-        for pid in [*_descendants(self._process.pid), self._process.pid]:
+        for pid in [*descendants(self._process.pid), self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
@@ -101,7 +91,7 @@ class Sshd:
     def connection_pids(self) -> list[int]:
         """The processes that serve connections."""
         assert self._process is not None
-        return list(_descendants(self._process.pid))
+        return descendants(self._process.pid)
 
     def log(self) -> str:
         """What it has logged so far."""
@@ -114,42 +104,3 @@ class Sshd:
     @property
     def _log_file(self) -> pathlib.Path:
         return self.directory / "sshd.log"
-
-
-def new_key(path: pathlib.Path, passphrase: str = "", kind: str = "ed25519") -> pathlib.Path:
-    """Make a key pair, ``path`` and ``path``.pub."""
-    command = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", path.name, "-f", str(path)]
-    subprocess.run(command, check=True)
-    return path
-
-
-def sign_key(authority: pathlib.Path, key: pathlib.Path, *options: str) -> None:
-    """Make a certificate, ``key``-cert.pub; ``options`` are of ssh-keygen(1)."""
-    command = ["ssh-keygen", "-q", "-s", str(authority), "-I", key.name, *options, f"{key}.pub"]
-    subprocess.run(command, check=True)
-
-
-def public_key(key: pathlib.Path) -> str:
-    """The kind and the public half of ``key``, as known_hosts has them."""
-    kind, public, *_ = pathlib.Path(f"{key}.pub").read_text().split()
-    return f"{kind} {public}"
-
-
-def fingerprint(key: pathlib.Path) -> str:
-    """What ssh(1) shows of ``key``."""
-    command = ["ssh-keygen", "-lf", f"{key}.pub"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout.split()[1]
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    waiting = children.get(pid, [])
-    while waiting:
-        child = waiting.pop()
-        waiting += children.get(child, [])
-        yield child

@@ -10,18 +10,17 @@ import pathlib
 import subprocess
 import sys
 import textwrap
-import threading
 from typing import TYPE_CHECKING, Any
 
 from tests.helpers.lab_wait import until
+from tests.helpers.program import Program
 from tunproxy.linux import marks
 from tunproxy.linux.namespace import Namespace
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Iterator, Sequence
 
-END_S = 20.0
+END_S = Program.end_s
 
 _numbers = itertools.count(1)
 
@@ -82,7 +81,7 @@ SERVE = """
 """What an engine does that has no trouble."""
 
 
-class Supervised:
+class Supervised(Program):
     """A running supervisor. ``engine`` is the body of the script that plays the engine."""
 
     def __init__(
@@ -104,88 +103,40 @@ class Supervised:
         config = config or {}
         given = {"engine": script, "argv": argv, "vpn": vpn, "config": config, "stop_s": stop_s}
         command = [sys.executable, "-c", textwrap.dedent(_SUPERVISOR), json.dumps(given)]
-        self._process = subprocess.Popen(
-            [*wrapper, *namespace.command([*inner, *command])],
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(env or {})},
-            text=True,
+        super().__init__(
+            subprocess.Popen(
+                [*wrapper, *namespace.command([*inner, *command])],
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **(env or {})},
+            )
         )
-        self.pid = self._process.pid
-        self._lines: dict[str, list[str]] = {"stdout": [], "stderr": []}
-        self._readers = [
-            threading.Thread(target=self._collect, args=(name,), daemon=True)
-            for name in self._lines
-        ]
-        for reader in self._readers:
-            reader.start()
-
-    def _collect(self, name: str) -> None:
-        for line in getattr(self._process, name):
-            self._lines[name].append(line.rstrip("\n"))
-
-    @property
-    def stdout(self) -> list[str]:
-        return self._lines["stdout"]
 
     @property
     def stderr(self) -> list[str]:
         """The lines on standard error that are not the engine's."""
-        return [line for line in self._lines["stderr"] if not line.startswith("engine: ")]
+        return [line for line in self._errors if not line.startswith("engine: ")]
 
     @property
     def said(self) -> list[Any]:
         """What the engine has said so far."""
-        lines = list(self._lines["stderr"])
+        lines = list(self._errors)
         return [json.loads(line[8:]) for line in lines if line.startswith("engine: ")]
 
     def wait_for(self, count: int) -> list[Any]:
         """Wait until the engine has said ``count`` things."""
         until(
-            lambda: len(self.said) >= count or self._process.poll() is not None,
-            f"the engine to speak; {self._lines}",
+            lambda: len(self.said) >= count or not self.running,
+            f"the engine to speak; {self.output()}",
             END_S,
         )
-        assert len(self.said) >= count, self._lines
+        assert len(self.said) >= count, self.output()
         return self.said
 
     def wait_ready(self) -> None:
-        until(lambda: self.stdout or self._process.poll() is not None, f"{self._lines}", END_S)
-        assert self.stdout, self._lines
+        super().wait_ready()
         assert self.stdout[0].startswith("ready")
-
-    def send_signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    @property
-    def running(self) -> bool:
-        return self._process.poll() is None
-
-    def wait(self) -> int:
-        """Wait for the end of it and of all that holds its output; return the exit status."""
-        try:
-            status = self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"it does not end; {self._lines}") from None
-        for reader in self._readers:
-            reader.join(END_S)
-            assert not reader.is_alive(), "somebody has survived it"
-        return status
-
-    def close(self) -> None:
-        """End it, by force when it has to be."""
-        self._process.terminate()
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for reader in self._readers:
-            reader.join(END_S)
-        for stream in (self._process.stdout, self._process.stderr):
-            assert stream is not None
-            stream.close()
 
 
 class Place:

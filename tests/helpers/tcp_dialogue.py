@@ -238,6 +238,16 @@ class Dialogue:
         at = self.endpoint.poll_at()
         assert at is None or at > self.now, "busy loop"
 
+    def wake(self, times: int) -> None:
+        """Wake the endpoint whenever it asks for it, so often at most; what it says is lost."""
+        for _ in range(times):
+            at = self.endpoint.poll_at()
+            if at is None:
+                return
+            self.advance(at)
+            while self.endpoint.dispatch(self.now) is not None:
+                pass
+
     def octets(self, segment: Segment) -> int:
         """The window of a segment of the endpoint's in octets."""
         scaled = self._wscale is not None and not segment.flags & SYN
@@ -250,6 +260,20 @@ class Dialogue:
     def peer_seq(self, seq: int) -> int:
         """A number of the initiator's, from the wire, relative to its SYN."""
         return unwrap(seq, self.irs) - self.irs
+
+
+def hear_all(d: Dialogue, until: float | None = None) -> list[tuple[int, int]]:
+    """All that is sent ``until`` then, or before a pause of a millisecond: numbers and lengths."""
+    out = []
+    while True:
+        segment = d.endpoint.dispatch(d.now)
+        if segment is not None:
+            out.append((d.our_seq(segment.seq), segment.length))
+            continue
+        at = d.endpoint.poll_at()
+        if at is None or at > (d.now + 0.0015 if until is None else until):
+            return out
+        d.advance(at)
 
 
 def listen(**options: Any) -> Dialogue:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import pathlib
 
 import pytest
 
+from tests.helpers.netns import Namespace
 from tunproxy.errors import MachineError
 from tunproxy.linux import resolved
 
@@ -42,6 +44,60 @@ def test_set_link_tells_domains_before_servers(directory: pathlib.Path) -> None:
         "dns tun0 198.18.0.2 fd00:7470::2",
         "flush-caches",
     ]
+
+
+def test_set_link_for_some_domains_is_no_default_route(directory: pathlib.Path) -> None:
+    install(directory)
+    resolved.set_link("tun0", ["198.18.0.2"], ["corp.example", "18.198.in-addr.arpa"])
+    assert calls(directory) == [
+        "domain tun0 ~corp.example ~18.198.in-addr.arpa",
+        "default-route tun0 false",
+        "dns tun0 198.18.0.2",
+        "flush-caches",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("10.0.0.0/8", ["10.in-addr.arpa"]),
+        ("198.18.0.0/15", ["18.198.in-addr.arpa", "19.198.in-addr.arpa"]),
+        ("198.18.0.0/16", ["18.198.in-addr.arpa"]),
+        ("198.18.4.0/23", ["4.18.198.in-addr.arpa", "5.18.198.in-addr.arpa"]),
+        ("198.18.4.0/24", ["4.18.198.in-addr.arpa"]),
+        ("fd00:7470::/64", ["0.0.0.0.0.0.0.0.0.7.4.7.0.0.d.f.ip6.arpa"]),
+        ("fd00:7470::/30", [f"{digit}.7.4.7.0.0.d.f.ip6.arpa" for digit in "0123"]),
+        ("fc00::/7", ["c.f.ip6.arpa", "d.f.ip6.arpa"]),
+    ],
+)
+def test_reverse_zones_end_where_a_label_does(network: str, expected: list[str]) -> None:
+    assert resolved.reverse_zones(ipaddress.ip_network(network)) == expected
+
+
+@pytest.mark.parametrize("text", ["198.18.0.0/15", "10.20.48.0/20", "0.0.0.0/2", "fd00::/11"])
+def test_reverse_zones_hold_the_names_of_all_addresses_and_no_others(text: str) -> None:
+    network = ipaddress.ip_network(text)
+    zones = resolved.reverse_zones(network)
+
+    def is_below(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        return any(address.reverse_pointer.endswith(f".{zone}") for zone in zones)
+
+    assert len(set(zones)) == len(zones)
+    assert is_below(network[0])
+    assert is_below(network[-1])
+    assert not is_below(network[-1] + 1)
+    if int(network[0]):
+        assert not is_below(network[0] - 1)
+
+
+@pytest.mark.netns
+def test_a_resolver_may_be_here() -> None:
+    with Namespace("resolved") as namespace, namespace.entered():
+        namespace.ip("addr", "add", "192.168.5.1/32", "dev", "lo")
+        found = ["127.0.0.1", "127.0.0.53", "::1", "192.168.5.1"]
+        assert [server for server in found if not resolved.is_here(server)] == []
+        others = ["192.168.5.2", "2001:db8::1", "fe80::1%lo"]
+        assert [server for server in others if resolved.is_here(server)] == []
 
 
 @pytest.mark.parametrize(("link", "reverts"), [("lo", ["revert lo"]), ("no-such-link", [])])
@@ -113,6 +169,20 @@ def test_system_resolvers_are_those_really_used(
         (directory / "resolve").mkdir()
         (directory / "resolve/resolv.conf").write_text(behind)
     assert resolved.system_resolvers() == expected
+
+
+def test_resolvers_are_those_of_the_network_that_the_machine_is_in(directory: pathlib.Path) -> None:
+    (directory / "resolve").mkdir()
+    conf, behind = directory / "resolv.conf", directory / "resolve/resolv.conf"
+    find = resolved.SystemResolvers(["192.0.2.1"], {"198.18.0.2"})
+    assert find() == ["192.0.2.1"], "there is nothing to read"
+    conf.write_text("nameserver 192.0.2.2\n")
+    assert find() == find() == ["192.0.2.2"]
+    conf.write_text("nameserver 127.0.0.53\n")
+    behind.write_text("nameserver 198.18.0.2\nnameserver 192.0.2.44\n")
+    assert find() == ["192.0.2.44"]
+    behind.write_text("nameserver 198.18.0.2\n")
+    assert find() == ["192.0.2.44"], "we ask nobody by asking ourselves"
 
 
 def test_flush_caches(directory: pathlib.Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dpkt
 import pytest
 
+from tests.helpers.tun_namespace import ip, network_namespace
 from tunproxy.errors import MachineError
 from tunproxy.linux.tun import HEADER_LEN, READ_LEN, Tun
 
@@ -60,19 +60,8 @@ V6 = Family(socket.AF_INET6, "fd09::1", "fd09::2", 40, dpkt.ip6.IP6, 4)
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
     """Run the test in a network namespace of its own, without packets that nobody asked for."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    assert libc.unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-    try:
+    with network_namespace():
         yield
-    finally:
-        assert libc.setns(home, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        os.close(home)
-
-
-def ip(command: str) -> str:
-    done = subprocess.run(["ip", *command.split()], check=True, capture_output=True, text=True)
-    return done.stdout
 
 
 def bring_up(tun: Tun) -> None:

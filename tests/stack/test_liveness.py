@@ -169,12 +169,7 @@ def test_orphan_that_takes_its_data_has_time() -> None:
 def test_fin_that_nobody_acknowledges_is_bounded_without_an_orphan(make: object) -> None:
     assert callable(make)
     d: Dialogue = make()
-    for _ in range(100):
-        at = d.endpoint.poll_at()
-        if at is None:
-            break
-        d.advance(at)
-        d.endpoint.dispatch(d.now)
+    d.wake(100)
     assert d.state() is State.CLOSED
     assert d.now < START + 1000
 
@@ -183,13 +178,7 @@ def test_fin_that_nobody_acknowledges_is_bounded_without_an_orphan(make: object)
 def test_orphan_in_any_state_ends(state: State) -> None:
     d = STATES[state]()
     d.endpoint.orphan(d.now)
-    for _ in range(100):
-        at = d.endpoint.poll_at()
-        if at is None:
-            break
-        d.advance(at)
-        while d.endpoint.dispatch(d.now) is not None:
-            pass
+    d.wake(100)
     assert d.state() in (State.CLOSED, State.LISTEN)
     assert d.now < START + 2 * ORPHAN_S
 

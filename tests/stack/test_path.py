@@ -14,6 +14,7 @@ from tests.helpers.tcp_dialogue import (
     STATES,
     Dialogue,
     established,
+    hear_all,
     syn_received,
     time_wait,
 )
@@ -54,16 +55,7 @@ def flying(path: Path = PLAIN, **options: object) -> Dialogue:
 
 def heard(d: Dialogue) -> list[tuple[int, int]]:
     """What is sent within five milliseconds."""
-    out, end = [], d.now + 0.005
-    while True:
-        segment = d.endpoint.dispatch(d.now)
-        if segment is not None:
-            out.append((d.our_seq(segment.seq), segment.length))
-            continue
-        at = d.endpoint.poll_at()
-        if at is None or at > end:
-            return out
-        d.advance(at)
+    return hear_all(d, until=d.now + 0.005)
 
 
 def test_what_was_too_long_is_sent_again_in_segments_that_fit() -> None:

@@ -10,6 +10,7 @@ from tests.helpers.tcp_dialogue import (
     START,
     Dialogue,
     established,
+    hear_all,
     syn_received,
 )
 from tunproxy.stack.congestion import Cubic, initial_window
@@ -46,20 +47,6 @@ def sent(segments: int, **options: object) -> Dialogue:
     hear_all(d)
     assert sender(d).in_flight == MSS * segments
     return d
-
-
-def hear_all(d: Dialogue, until: float | None = None) -> list[tuple[int, int]]:
-    """Everything that is sent, as soon as it may be, before a pause of a millisecond."""
-    out = []
-    while True:
-        segment = d.endpoint.dispatch(d.now)
-        if segment is not None:
-            out.append((d.our_seq(segment.seq), segment.length))
-            continue
-        at = d.endpoint.poll_at()
-        if at is None or at > (d.now + 0.0015 if until is None else until):
-            return out
-        d.advance(at)
 
 
 def test_local_path_has_no_congestion_state() -> None:
@@ -316,13 +303,7 @@ def test_time_out_with_the_first_segment_sacked_forgets_what_is() -> None:
 
 def test_time_outs_without_end_give_up() -> None:
     d = sent(2)
-    for _ in range(10 * MAX_RETRANSMITS):
-        at = d.endpoint.poll_at()
-        if at is None:
-            break
-        d.advance(at)
-        while d.endpoint.dispatch(d.now) is not None:
-            pass
+    d.wake(10 * MAX_RETRANSMITS)
     assert d.state() is State.CLOSED
     assert d.signals() == Signal.RESET
     assert d.now - START > 100

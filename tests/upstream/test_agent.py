@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.aio import both_loops, until
+from tests.helpers.datagram_box import Box
 from tests.helpers.exits import settings, through_exit, upstream_through
 from tunproxy.upstream import agent_session
 from tunproxy.upstream.agent import Agent, AgentUnavailable
@@ -25,23 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.helpers.sshd import Sshd
-
-
-class Box:
-    """A handler that keeps what comes."""
-
-    def __init__(self) -> None:
-        self.received: list[tuple[str, int, bytes]] = []
-        self.errors: list[tuple[str, int, DatagramError, int | None]] = []
-
-    def datagram_received(self, host: str, port: int, payload: bytes) -> None:
-        self.received.append((host, port, payload))
-
-    def error_received(self, host: str, port: int, kind: DatagramError, mtu: int | None) -> None:
-        self.errors.append((host, port, kind, mtu))
-
-    async def wait(self, count: int = 1) -> None:
-        await until(lambda: len(self.received) >= count, f"{count} datagrams", 20)
 
 
 class Echoing(asyncio.DatagramProtocol):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.aio import both_loops
+from tests.helpers.datagram_box import Box
 from tunproxy.errors import ServerError
 from tunproxy.upstream import agent_frames as wire
 from tunproxy.upstream import agent_session
@@ -21,21 +22,7 @@ from tunproxy.upstream.relay_common import MAX_BACKLOG
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tunproxy.upstream.base import Buffer, DatagramError, PipeHandler
-
-
-class Box:
-    """A handler that keeps what comes."""
-
-    def __init__(self) -> None:
-        self.received: list[tuple[str, int, bytes]] = []
-        self.errors: list[tuple[str, int, DatagramError, int | None]] = []
-
-    def datagram_received(self, host: str, port: int, payload: bytes) -> None:
-        self.received.append((host, port, payload))
-
-    def error_received(self, host: str, port: int, kind: DatagramError, mtu: int | None) -> None:
-        self.errors.append((host, port, kind, mtu))
+    from tunproxy.upstream.base import Buffer, PipeHandler
 
 
 class FakePipe:

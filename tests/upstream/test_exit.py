@@ -57,6 +57,63 @@ async def test_nothing_but_direct_tcpip(tmp_path: pathlib.Path) -> None:
 
 
 @both_loops
+async def test_all_interfaces_are_those_of_both_versions(tmp_path: pathlib.Path) -> None:
+    for name in ("host_key", "user_key"):
+        generate_key(tmp_path / name)
+    authorized = tmp_path / "authorized_keys"
+    public = (tmp_path / "user_key.pub").read_text()
+    server = ExitServer(
+        ("::", 0),
+        host_keys=[str(tmp_path / "host_key")],
+        authorized_keys=str(authorized),
+    )
+
+    async def log_in(address: str) -> None:
+        async with asyncssh.connect(
+            address,
+            server.port,
+            username="someone",
+            client_keys=[str(tmp_path / "user_key")],
+            known_hosts=None,
+            config=None,
+        ):
+            pass
+
+    authorized.write_text(f'from="127.0.0.0/8,::1" {public}')
+    await server.start()
+    await log_in("127.0.0.1")
+    await log_in("::1")
+    await server.close()
+    authorized.write_text(f'from="!127.0.0.1,*" {public}')
+    await server.start()
+    await log_in("::1")
+    with pytest.raises(asyncssh.PermissionDenied):
+        await log_in("127.0.0.1")
+    await server.close()
+
+
+@both_loops
+async def test_nothing_is_left_of_a_start_that_failed(tmp_path: pathlib.Path) -> None:
+    generate_key(tmp_path / "host_key")
+    port = free_port()
+    server = ExitServer(
+        ("::", port),
+        host_keys=[str(tmp_path / "host_key")],
+        authorized_keys=str(tmp_path / "none"),
+    )
+    with pytest.raises(ConfigError, match="cannot read"):
+        await server.start()
+    with socket.create_server(("127.0.0.1", port)) as other:
+        taken = ExitServer(
+            ("::", other.getsockname()[1]),
+            host_keys=[str(tmp_path / "host_key")],
+            authorized_keys=str(tmp_path / "host_key.pub"),
+        )
+        with pytest.raises(MachineError, match="choose another address or port"):
+            await taken.start()
+
+
+@both_loops
 async def test_data_takes_the_fast_path(tmp_path: pathlib.Path) -> None:
     async with through_exit(tmp_path) as (server, _):
         (connection,) = server._connections

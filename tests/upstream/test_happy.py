@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from tests.helpers.fake_upstream import Opening
-    from tunproxy.upstream.base import Stream, StreamHandler
+    from tunproxy.upstream.base import Stream
     from tunproxy.upstream.lookup import Lookup
 
 SIX, FOUR, OTHER = "2001:db8::1", "192.0.2.1", "192.0.2.2"
@@ -88,7 +88,7 @@ class Setup:
         self.heard_before = list(self.handler.events)
         return stream
 
-    async def attempts(self, count: int) -> list[Opening[FakeStream, StreamHandler]]:
+    async def attempts(self, count: int) -> list[Opening]:
         """Wait until so many openings were tried in all."""
         await until(lambda: len(self.upstream.streams) >= count, f"{count} attempts")
         assert len(self.upstream.streams) == count

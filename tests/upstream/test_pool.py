@@ -289,7 +289,8 @@ async def test_another_takes_the_place_of_the_first(
         (first_pid,) = serving(own_sshd)
         flows = await opened(pool, origin.port)
         await has(pool, 2)
-        resolvers = pool.resolver_addresses
+        resolvers, hosts = pool.resolver_addresses, pool.hosts_file
+        assert hosts is not None
         kill_one(own_sshd, first_pid)
         await flows[0].wait("lost")
         await has(pool, 1)
@@ -297,7 +298,8 @@ async def test_another_takes_the_place_of_the_first(
         assert await pool.read_file(str(own_sshd.host_key)) is not None
         assert states == [LinkState.UP, LinkState.UP]
         assert (pool.state, pool.reconnects) == (LinkState.UP, 0)
-        assert pool.resolver_addresses == resolvers
+        await pool.surveyed()
+        assert (pool.resolver_addresses, pool.hosts_file) == (resolvers, hosts)
         assert pool.cipher is not None
         # Whoever has taken over is the one that is made again.
         own_sshd.kill_connections()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.helpers.aio import both_loops, turns
+from tests.helpers.resolving import Resolving
 from tunproxy.upstream import relay_names
 from tunproxy.upstream.relay_names import Names, packed
 
@@ -15,22 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
 ONE4, ONE6 = ipaddress.ip_address("192.0.2.1").packed, ipaddress.ip_address("2001:db8::1").packed
-
-
-class Resolving:
-    """The names of the far side; what is asked waits for the gate."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def __call__(self, name: str) -> list[str]:
-        self.asked.append(name)
-        await self.gate.wait()
-        if name == "broken.example":
-            raise OSError("no answer")
-        return {"one.example": ["192.0.2.1", "2001:db8::1"], "odd.example": ["?"]}.get(name, [])
+NAMES = {"one.example": ["192.0.2.1", "2001:db8::1"], "odd.example": ["?"]}
 
 
 class Setup:
@@ -38,7 +23,7 @@ class Setup:
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter()
-        self.resolving = Resolving()
+        self.resolving = Resolving(NAMES)
         self.found: list[bytes | None] = []
         self.names = Names(self.resolving, self.counters, "x")
 

@@ -141,3 +141,33 @@ async def test_direct_name_that_is_none(tmp_path: pathlib.Path) -> None:
         resolving = direct(server, tmp_path)
         assert await resolving.addresses("a" * 64 + ".test") == []
         assert await resolving.addresses("") == []
+
+
+@both_loops
+async def test_direct_asks_those_of_the_network_that_it_is_in(tmp_path: pathlib.Path) -> None:
+    answers = zone("a.test. 60 A 192.0.2.1")
+    servers = ["127.0.0.2"]
+    async with DnsServer(answer_udp=answers, serve_tcp=never) as server:
+        resolving = DirectResolver(
+            plain_socket, lambda: servers, port=server.port, hosts_path=str(tmp_path / "hosts")
+        )
+        assert await resolving.query(query("a.test")) is None
+        servers = ["127.0.0.1", "127.0.0.2"]
+        assert await resolving.query(query("a.test")) is not None
+        servers = ["127.0.0.2"]
+        assert await resolving.query(query("a.test")) is None
+
+
+@both_loops
+async def test_direct_asks_first_who_has_answered(tmp_path: pathlib.Path) -> None:
+    answers = zone("a.test. 60 A 192.0.2.1")
+    async with DnsServer(answer_udp=answers, serve_tcp=never) as server:
+        resolving = DirectResolver(
+            plain_socket,
+            ["127.0.0.2", "127.0.0.1"],
+            port=server.port,
+            hosts_path=str(tmp_path / "hosts"),
+        )
+        for _ in range(3):
+            assert await resolving.query(query("a.test")) is not None
+        assert resolving.counters == {"unreachable": 1}

@@ -14,7 +14,8 @@ import pytest
 
 from tests.helpers.aio import both_loops, plain_socket, until
 from tests.helpers.exits import Person, settings, upstream_through
-from tests.helpers.sshd import Sshd, new_key, public_key, sign_key
+from tests.helpers.ssh_files import new_key, public_key, sign_key
+from tests.helpers.sshd import Sshd
 from tunproxy import config
 from tunproxy.errors import ServerError
 from tunproxy.upstream.exit import generate_key

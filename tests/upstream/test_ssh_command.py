@@ -118,6 +118,19 @@ async def test_output_of_a_short_one(sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 
 
 @both_loops
+async def test_output_of_one_that_takes_too_long(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh_command, "OUTPUT_TIMEOUT_S", 1.0)
+    async with upstream_through(settings(sshd)) as upstream:
+        assert upstream._link is not None
+        connection = upstream._link.connection
+        assert await output_of(connection, "echo begun; exec sleep 30", partial=True) == b"begun\n"
+        monkeypatch.setattr(ssh_command, "OUTPUT_TIMEOUT_S", 0.05)
+        assert await output_of(connection, "exec sleep 30", partial=True) is None
+
+
+@both_loops
 async def test_connection_is_lost(own_sshd: Sshd) -> None:
     async with upstream_through(settings(own_sshd)) as upstream:
         command = await upstream.command("echo ready; cat")

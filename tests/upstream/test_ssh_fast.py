@@ -25,7 +25,8 @@ from asyncssh.packet import String, UInt32
 
 from tests.helpers.aio import Origin, Recorder, both_loops, echo, turns, until
 from tests.helpers.exits import settings, upstream_through
-from tests.helpers.sshd import Sshd, public_key
+from tests.helpers.ssh_files import public_key
+from tests.helpers.sshd import Sshd
 from tunproxy import config
 from tunproxy.upstream import ssh_fast, ssh_login, ssh_packets
 from tunproxy.upstream.ssh import LinkState, SshUpstream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from typing import TYPE_CHECKING, Any
 
 import asyncssh
@@ -13,7 +14,7 @@ from asyncssh.packet import String
 from tests.helpers.aio import Origin, Recorder, both_loops, echo, until
 from tests.helpers.exits import exit_server, through_exit, upstream_through
 from tests.helpers.netns import Namespace
-from tests.helpers.sshd import fingerprint, new_key, sign_key
+from tests.helpers.ssh_files import fingerprint, new_key, sign_key
 from tests.helpers.tunnels import (
     FakeHub,
     PacketRecorder,
@@ -24,7 +25,7 @@ from tests.helpers.tunnels import (
     packet_of,
 )
 from tunproxy.errors import ServerError
-from tunproxy.upstream import drain, ssh_tunnel
+from tunproxy.upstream import drain, ssh_tunnel, ssh_wire
 from tunproxy.upstream.drain import HIGH_WATER_BYTES
 from tunproxy.upstream.ssh import LinkState
 from tunproxy.upstream.ssh_refusal import TunnelRefusal, TunnelRefused
@@ -142,6 +143,18 @@ async def test_messages_cross_whole(
         assert not hub.tunnel.counters
         tunnel.send(packet_of(sizes[-1] + 100))
         assert tunnel.counters == {"too_big": 1}
+
+
+@both_loops
+async def test_kernel_holds_little_at_both_ends(tmp_path: pathlib.Path) -> None:
+    hub = FakeHub()
+    async with through_exit(tmp_path, hub=hub) as (_, upstream):
+        await upstream.agree(Wish())
+        tunnel = await upstream.open_tunnel("tun", PacketRecorder(), unit=None)
+        for end in (tunnel, hub.tunnel):
+            sock = end.channel.get_extra_info("socket")
+            limit = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert limit == ssh_wire.NOTSENT_LOWAT_BYTES
 
 
 @both_loops

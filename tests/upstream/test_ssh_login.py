@@ -9,7 +9,8 @@ import pytest
 
 from tests.helpers.aio import Origin, Recorder, both_loops, echo, free_port, plain_socket
 from tests.helpers.exits import Person, settings, upstream_through
-from tests.helpers.sshd import Sshd, fingerprint, new_key
+from tests.helpers.ssh_files import fingerprint, new_key
+from tests.helpers.sshd import Sshd
 from tunproxy import config
 from tunproxy.errors import ServerError
 from tunproxy.upstream.ssh import SshUpstream

@@ -21,7 +21,7 @@ from tests.helpers.tunnels import (
     packet_of,
 )
 from tunproxy.errors import ServerError
-from tunproxy.upstream import ssh_tunnel, ssh_vpn
+from tunproxy.upstream import ssh_tunnel, ssh_vpn, ssh_wire
 from tunproxy.upstream.ssh import LinkState
 from tunproxy.upstream.ssh_refusal import TunnelRefusal, TunnelRefused
 from tunproxy.upstream.vpn_terms import Wish
@@ -85,7 +85,7 @@ async def test_kernel_holds_little(server: TunnelServer) -> None:
         sock = upstream._link.connection.get_extra_info("socket")
         await upstream.open_tunnel("tun", PacketRecorder(), unit=None)
         limit = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
-        assert limit == ssh_tunnel.NOTSENT_LOWAT_BYTES
+        assert limit == ssh_wire.NOTSENT_LOWAT_BYTES
 
 
 @both_loops

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers import datagram_box
 from tests.helpers.aio import Origin, both_loops, free_port, plain_socket, turns, until
 from tests.helpers.exits import settings, upstream_through
+from tests.helpers.resolving import Resolving
 from tunproxy.upstream import relay_common, udpgw
 from tunproxy.upstream.direct import DirectUpstream
 from tunproxy.upstream.resolver_direct import DirectResolver
@@ -25,21 +27,14 @@ if TYPE_CHECKING:
 
 KEEPALIVE, REBIND, IPV6 = 1, 2, 8
 
+NAMES = {"two.example": ["2001:db8::2", "192.0.2.2"], "one.example": ["192.0.2.1"]}
 
-class Box:
-    """A handler that keeps what comes."""
 
-    def __init__(self) -> None:
-        self.received: list[tuple[str, int, bytes]] = []
-
-    def datagram_received(self, host: str, port: int, payload: bytes) -> None:
-        self.received.append((host, port, payload))
+class Box(datagram_box.Box):
+    """One that hears of no errors."""
 
     def error_received(self, host: str, port: int, kind: DatagramError, mtu: int | None) -> None:
         raise AssertionError("the daemon reports no errors")
-
-    async def wait(self, count: int = 1) -> None:
-        await until(lambda: len(self.received) >= count, f"{count} datagrams", 20)
 
 
 class Daemon:
@@ -81,23 +76,6 @@ class Daemon:
         await until(lambda: len(self.datagrams()) >= count, f"{count} datagrams", 20)
 
 
-class Resolving:
-    """The names of the far side."""
-
-    def __init__(self) -> None:
-        self.names = {"two.example": ["2001:db8::2", "192.0.2.2"], "one.example": ["192.0.2.1"]}
-        self.asked: list[str] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def __call__(self, name: str) -> list[str]:
-        self.asked.append(name)
-        await self.gate.wait()
-        if name == "broken.example":
-            raise OSError("no answer")
-        return self.names.get(name, [])
-
-
 def straight() -> Upstream:
     """No SSH in between."""
     return DirectUpstream(plain_socket, DirectResolver(plain_socket, ()))
@@ -105,7 +83,7 @@ def straight() -> Upstream:
 
 @contextlib.asynccontextmanager
 async def running() -> AsyncIterator[tuple[Udpgw, Daemon, Resolving]]:
-    daemon, resolving = Daemon(), Resolving()
+    daemon, resolving = Daemon(), Resolving(NAMES)
     async with Origin(daemon.serve) as origin:
         relay = Udpgw(straight(), resolving, ("127.0.0.1", origin.port))
         assert not relay.features
@@ -122,7 +100,7 @@ async def running() -> AsyncIterator[tuple[Udpgw, Daemon, Resolving]]:
 async def test_through_openssh(sshd: Sshd) -> None:
     daemon = Daemon()
     async with Origin(daemon.serve) as origin, upstream_through(settings(sshd)) as upstream:
-        relay = Udpgw(upstream, Resolving(), ("127.0.0.1", origin.port))
+        relay = Udpgw(upstream, Resolving(NAMES), ("127.0.0.1", origin.port))
         await relay.start()
         box = Box()
         sock = relay.open(box)
@@ -180,6 +158,18 @@ async def test_names() -> None:
         await box.wait(4)
         assert sorted(resolving.asked) == ["broken.example", "no.example", "two.example"]
         assert relay.counters == {"udpgw_no_address": 2}
+
+
+@both_loops
+async def test_names_in_the_family_that_was_asked_for() -> None:
+    """If there is any."""
+    async with running() as (relay, daemon, _):
+        box = Box()
+        for version, name in ((4, "two.example"), (6, "two.example"), (6, "one.example")):
+            relay.open(box, version=version).send(name, 9, b"%d" % version)
+        await box.wait(3)
+        seen = {(where, payload) for _, _, where, _, payload in daemon.datagrams()}
+        assert seen == {("192.0.2.2", b"4"), ("2001:db8::2", b"6"), ("192.0.2.1", b"6")}
 
 
 @both_loops
@@ -279,7 +269,7 @@ async def test_bounds_of_one_turn() -> None:
 
 @both_loops
 async def test_nobody_listens() -> None:
-    relay = Udpgw(straight(), Resolving(), ("127.0.0.1", free_port()))
+    relay = Udpgw(straight(), Resolving(NAMES), ("127.0.0.1", free_port()))
     with pytest.raises(UdpgwUnavailable, match="start badvpn-udpgw there"):
         await relay.start()
     relay.open(Box()).send("192.0.2.1", 9, b"x")

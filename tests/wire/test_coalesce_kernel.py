@@ -113,6 +113,14 @@ def test_router_makes_of_the_joined_what_came(
     assert reads == (2 if offload else len(batch))
 
 
+def bridge(namespace: Namespace) -> None:
+    """Connect the two devices."""
+    namespace.ip("link", "add", "tpbridge", "type", "bridge")
+    for name in ("tpin", "tpout"):
+        namespace.ip("link", "set", name, "master", "tpbridge", "up")
+    namespace.ip("link", "set", "tpbridge", "up")
+
+
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("ends", FAMILIES)
 def test_bridge_makes_of_the_joined_what_came(
@@ -124,10 +132,7 @@ def test_bridge_makes_of_the_joined_what_came(
         Tun.open("tpin", tap=True) as device_in,
         Tun.open("tpout", tap=True, offload=offload) as device_out,
     ):
-        namespace.ip("link", "add", "tpbridge", "type", "bridge")
-        for name in ("tpin", "tpout"):
-            namespace.ip("link", "set", name, "master", "tpbridge", "up")
-        namespace.ip("link", "set", "tpbridge", "up")
+        bridge(namespace)
         batch = [link + packet for packet in bulk(ends, hop_limit=61)]
         assert write_joined(device_in, batch, ETHERNET_LEN) == 2
         found, reads = read_tcp(device_out, len(batch), ETHERNET_LEN)
@@ -143,10 +148,7 @@ def test_tagged_frames_cross_a_bridge(namespace: Namespace, ends: Ends) -> None:
         Tun.open("tpin", tap=True) as device_in,
         Tun.open("tpout", tap=True) as device_out,
     ):
-        namespace.ip("link", "add", "tpbridge", "type", "bridge")
-        for name in ("tpin", "tpout"):
-            namespace.ip("link", "set", name, "master", "tpbridge", "up")
-        namespace.ip("link", "set", "tpbridge", "up")
+        bridge(namespace)
         batch = [link + packet for packet in bulk(ends, hop_limit=61)]
         assert write_joined(device_in, batch, ETHERNET_LEN) == 2
         found, _ = read_tcp(device_out, len(batch), ETHERNET_LEN)

@@ -409,6 +409,60 @@ class TestFit:
         assert not dns.is_truncated(long)
 
 
+class TestShared:
+    """The answer to one client as the answer to another who has asked the same."""
+
+    ASKED = dns.parse_query(ask("A.b", udp_len=900))
+    OTHER = dns.parse_query(ask("a.B", ident=0x4321))
+    EDNS = dns.parse_query(ask("a.b", ident=0x4321, udp_len=1000, flags="do"))
+
+    def response(self, *, ext_rcode: int = 0, tc: int = 0) -> bytes:
+        reply: Any = DNSRecord.parse(ask("A.b", udp_len=900)).reply(aa=1)
+        reply.header.tc = tc
+        reply.add_answer(*RR.fromZone("a.b. 60 CNAME c.b."), *RR.fromZone("c.b. 60 A 192.0.2.1"))
+        reply.add_auth(*RR.fromZone("b. 60 NS ns.b."))
+        reply.add_ar(*RR.fromZone("ns.b. 60 A 192.0.2.53"))
+        reply.add_ar(EDNS0(udp_len=900, ext_rcode=ext_rcode, opts=[EDNSOption(10, b"cookie")]))
+        return bytes(reply.pack())
+
+    @pytest.mark.parametrize("query", [OTHER, EDNS], ids=["plain", "EDNS"])
+    def test_it_is_his_own(self, query: dns.Query) -> None:
+        answer = dns.answer_shared(query, self.ASKED, self.response())
+        assert dns.accept_response(query, answer) == answer
+        assert answer[12:].startswith(query.question)
+        read = DNSRecord.parse(answer)
+        assert (read.header.id, read.header.rd, read.header.tc) == (0x4321, 1, 0)
+        data = [str(rr.rdata).lower() for rr in (*read.rr, *read.auth)]
+        assert data == ["c.b.", "192.0.2.1", "ns.b."]
+        assert [rr.rtype for rr in read.ar] == ([] if query.edns is None else [QTYPE.OPT])
+        assert all(not rr.rdata for rr in read.ar), "no cookie of another"
+
+    def test_without_records(self) -> None:
+        denial = dns.answer_error(self.ASKED, Rcode.NXDOMAIN)
+        read = DNSRecord.parse(dns.answer_shared(self.OTHER, self.ASKED, denial))
+        assert (read.header.rcode, read.header.id, len(read.rr)) == (3, 0x4321, 0)
+
+    def test_truncated(self) -> None:
+        assert dns.is_truncated(dns.answer_shared(self.OTHER, self.ASKED, self.response(tc=1)))
+
+    def test_response_code_above_15(self) -> None:
+        response = self.response(ext_rcode=1)
+        assert dns.rcode(dns.answer_shared(self.OTHER, self.ASKED, response)) == Rcode.SERVFAIL
+        answer = dns.parse_query(ask("a.b", udp_len=900))
+        (opt,) = dns.sections(answer, dns.answer_shared(answer, self.ASKED, response)).additional
+        assert opt.ttl >> 24 == 1
+
+    def test_garbled(self) -> None:
+        garbled = self.response()[:-3]
+        assert dns.rcode(dns.answer_shared(self.OTHER, self.ASKED, garbled)) == Rcode.SERVFAIL
+
+
+def test_other_response_code() -> None:
+    denied = dns.answer_negative(TestShared.ASKED, Rcode.NXDOMAIN, 1)
+    changed = dns.with_rcode(denied, Rcode.NOERROR)
+    assert changed == dns.answer_negative(TestShared.ASKED, Rcode.NOERROR, 1)
+
+
 class TestFraming:
     def test_frame(self) -> None:
         assert dns.frame(b"abc") == b"\x00\x03abc"

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.icmp_messages import bare_message as message
 from tests.helpers.packets import (
     FAMILIES,
     FRAGMENT,
@@ -27,7 +28,6 @@ from tests.helpers.packets import (
     ip4,
     ip6,
     packet,
-    pseudo_header,
     read,
     receive,
     reference_checksum,
@@ -45,13 +45,6 @@ if TYPE_CHECKING:
 
 PROTOCOL = {4: ICMP, 6: ICMPV6}
 QUOTE = bytes(range(64))
-
-
-def message(ends: Ends, kind: int, code: int, rest: int = 0, body: bytes = b"") -> bytes:
-    """A message with a right checksum; ``rest`` is the second word of its header."""
-    bare = struct.pack("!BBHI", kind, code, 0, rest) + body
-    pseudo = pseudo_header(ends.src, ends.dst, ICMPV6, len(bare)) if ends.version == 6 else b""
-    return bare[:2] + reference_checksum(pseudo + bare).to_bytes(2, "big") + bare[4:]
 
 
 def parse(ends: Ends, octets: bytes, *, trusted: bool = False) -> Message:

@@ -83,10 +83,17 @@ class Broker:
         Raises:
             OSError: the kernel refuses one, or the supervisor is gone.
         """
-        answer = await self._ask(lambda ask_id: WantSocket(ask_id, int(family), int(kind)))
-        if isinstance(answer, socket.socket):
-            return answer
-        raise OSError(answer if isinstance(answer, str) else "the supervisor is gone")
+        return await self._make_socket(family, kind, 0)
+
+    async def make_ping_socket(self, family: int) -> socket.socket:
+        """The same for echo requests, of SOCK_DGRAM, or of SOCK_RAW: see :class:`WantSocket`.
+
+        Raises:
+            OSError: as :meth:`make_socket`.
+        """
+        is4 = family == socket.AF_INET
+        protocol = socket.IPPROTO_ICMP if is4 else socket.IPPROTO_ICMPV6
+        return await self._make_socket(family, socket.SOCK_DGRAM, protocol)
 
     async def owners(
         self, inodes: tuple[int, ...], cgroups: tuple[int, ...]
@@ -102,6 +109,14 @@ class Broker:
         """Ask the user on the terminal; ``None`` where there is nobody."""
         answer = await self._ask(lambda ask_id: Ask(ask_id, prompt, echo))
         return answer if isinstance(answer, str) else None
+
+    async def _make_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        answer = await self._ask(
+            lambda ask_id: WantSocket(ask_id, int(family), int(kind), int(protocol))
+        )
+        if isinstance(answer, socket.socket):
+            return answer
+        raise OSError(answer if isinstance(answer, str) else "the supervisor is gone")
 
     async def _ask(self, make: Callable[[int], WantSocket | WantOwners | Ask]) -> _Answer:
         await self._room.acquire()

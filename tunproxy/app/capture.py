@@ -144,12 +144,21 @@ class Capture:
             self._tell_resolved()
 
     def _tell_resolved(self) -> None:
-        """Queries are captured anyway; without this, names of other links' domains are not."""
+        """Tell it last, when there is a way to who answers.
+
+        Queries are captured anyway, unless names are split; without this, names of other links'
+        domains are not.
+
+        Raises:
+            MachineError: it refuses, so that nobody would ask us.
+        """
         plan = self.plan
         servers = [str(address) for f in plan.families for address in plan.resolvers(f)]
         try:
-            resolved.set_link(self.plan.tun, servers)
+            resolved.set_link(plan.tun, servers, plan.split)
         except MachineError as error:
+            if plan.split:
+                raise
             logger.warning("%s", error)
 
     def _load(self, bodies: dict[str, str]) -> None:

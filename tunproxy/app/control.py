@@ -118,6 +118,17 @@ class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with the config or its rules; then everything is as it was."""
 
 
+class ServerDatagrams(msgspec.Struct, frozen=True, kw_only=True):
+    """What carries datagrams through another server than the first."""
+
+    name: str
+    """What rules call it."""
+    udp: str
+    """As in :class:`Status`; ``unknown`` before anything is sent there."""
+    reason: str
+    """Why there is none."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine says of itself."""
 
@@ -152,6 +163,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Payload octets from the applications to the servers."""
     bytes_down: int = 0
     dns_queries: int = 0
+    dns_split: list[str] = []
+    """The domains whose names alone are answered here; empty: all are."""
     counters: dict[str, int]
     """Drops and other rare events, by reason."""
     rss_bytes: int
@@ -163,6 +176,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     them like everything else."""
     udp_reason: str = ""
     """Why there is none."""
+    udp_servers: list[ServerDatagrams] = []
+    """The same of the other servers."""
     rules: list[RuleHits] = []
     """Those that have decided most often since they were read, in their order."""
     link: LinkStatus | None = None

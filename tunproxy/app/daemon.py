@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import encodings.idna  # noqa: F401 - loaded at the first name that is resolved, else
 import gc
-import json
-import socket
 import sys
 
-from ..linux import privileges
+from .engineprocess import become_engine
 from .session import run
 
 
 def main(argv: list[str]) -> int:
     """Run the engine until the supervisor goes; return the exit status of the process."""
-    ids = json.loads(argv[2])
-    privileges.drop(ids["uid"], ids["gid"], ids["groups"])
+    link = become_engine(argv)
     # What is loaded stays for good: the collector need not look through it for each burst of flows.
     gc.freeze()
-    return run(socket.socket(fileno=int(argv[1])))
+    return run(link)
 
 
 if __name__ == "__main__":

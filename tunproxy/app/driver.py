@@ -16,32 +16,14 @@ from ..linux.tun import READ_LEN
 from ..wire import offload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..flow.engine import Engine
     from ..flow.events import Event
     from ..wire.ip import Buffer
+    from .devicereader import Device
 
 BATCH = 32
 """Packets read in one turn, 2 MiB of super-segments: an unbounded loop would let a busy uplink
 starve everything else."""
-
-
-class Device(Protocol):
-    """What the driver needs of a TUN."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
-
-    def read_into(self, buffer: memoryview) -> int:
-        """One packet behind its virtio_net_hdr; octets, 0 when there is none.
-
-        Raises:
-            MachineError: there is no device any more.
-        """
-
-    def write(self, parts: Sequence[bytes | memoryview]) -> bool:
-        """Write one packet; False when the kernel did not take it."""
 
 
 class Handler(Protocol):

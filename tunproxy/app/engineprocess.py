@@ -13,11 +13,13 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
 from ..errors import MachineError
+from ..linux import privileges
 from . import ipc
 from .command import environment
 
@@ -94,6 +96,16 @@ class EngineProcess:
             self._process.wait()
             os.close(self._pidfd)
         return _ending(self._process.returncode)
+
+
+def become_engine(argv: Sequence[str]) -> socket.socket:
+    """Become the caller, for good, in the process that :meth:`EngineProcess.start` has started.
+
+    ``argv`` is all of its command line; its end of the link is returned.
+    """
+    descriptor, ids = argv[-2:]
+    privileges.drop(**json.loads(ids))
+    return socket.socket(fileno=int(descriptor))
 
 
 @contextlib.contextmanager

@@ -8,108 +8,48 @@ before anything is read or sent; the code is loaded before that, all of it.
 from __future__ import annotations
 
 import asyncio
-import collections
 import encodings.idna  # noqa: F401 - loaded at the first name that is resolved, else
-import json
 import logging
 import os
 import pathlib
-import resource
-import signal
-import socket
 import sys
-import time
 from typing import TYPE_CHECKING
 
-import uvloop
-
-from .. import __version__, log
-from ..errors import ConfigError, TunproxyError
-from ..linux import privileges
-from ..linux.tun import Tun
+from .. import __version__
+from ..errors import ConfigError
 from ..upstream.exit import ExitServer
 from ..upstream.permit import Permit
-from .broker import Broker
-from .control import ControlServer, Status
-from .enginesession import EngineSession
+from . import enginesession
+from .control import Status
+from .devicereader import device_lost
+from .engineprocess import become_engine
+from .enginesession import EngineSession, rss_bytes
 from .hubservice import HubService
-from .ipc import Failed, HubStart, Listener, engine_link
+from .ipc import HubStart
 from .leases import LeaseFile
 from .serve import fingerprint, own_host_key, state_directory
 
 if TYPE_CHECKING:
-    from .ipc import EngineLink
+    import socket
+
+    from ..linux.tun import Tun
+    from .broker import Broker
+    from .control import Handler
 
 _log = logging.getLogger(__name__)
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def main(argv: list[str]) -> int:
     """Serve until the supervisor goes; return the exit status of the process."""
-    ids = json.loads(argv[2])
-    privileges.drop(ids["uid"], ids["gid"], ids["groups"])
-    return run(socket.socket(fileno=int(argv[1])))
-
-
-def run(sock: socket.socket) -> int:
-    """Serve the supervisor at the other end of ``sock``; return the exit status of the process."""
-    with engine_link(sock) as link:
-        try:
-            received = link.recv()
-            if received is None:
-                return 0
-            start = received.message
-            if not isinstance(start, HubStart):
-                raise TunproxyError("the supervisor began with something else: a defect")
-            log.setup(start.verbosity)
-            listener = _listener(link)
-            # Each channel is a descriptor, and the soft limit is made for select(2).
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-            tun = Tun.adopt(received.fds[0], start.hub.tun, start.offload)
-            control = socket.socket(fileno=received.fds[1])
-            with tun, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(link, start, tun, listener, control))
-        except TunproxyError as error:
-            link.send(Failed(error.exit_status, str(error)))
-            return error.exit_status
-    return 0
-
-
-def _listener(link: EngineLink) -> socket.socket:
-    """Return where clients come in, which follows the start."""
-    received = link.recv()
-    if received is None or not isinstance(received.message, Listener):
-        raise TunproxyError("the supervisor did not send its listener: a defect of tunproxy")
-    listener = socket.socket(fileno=received.fds[0])
-    listener.setblocking(False)
-    return listener
-
-
-async def _serve(
-    link: EngineLink, start: HubStart, tun: Tun, listener: socket.socket, control: socket.socket
-) -> None:
-    loop = asyncio.get_running_loop()
-    broker = Broker(link, loop)
-    # The terminal's signals are the supervisor's business; we end when it does.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, _log.debug, "signal ignored: the supervisor acts on it")
-    loop.add_signal_handler(signal.SIGTERM, broker.ended.set)
-    try:
-        session = HubSession(start, tun, broker, listener)
-        loop.set_exception_handler(session.defect)
-        try:
-            await session.run(control)
-        finally:
-            await session.close()
-    finally:
-        broker.close()
+    return enginesession.run(become_engine(argv), HubStart, HubSession)
 
 
 class HubSession(EngineSession):
     """The parts of an engine that is a hub."""
 
-    def __init__(self, start: HubStart, tun: Tun, broker: Broker, listener: socket.socket) -> None:
+    def __init__(
+        self, start: HubStart, tun: Tun, broker: Broker, listeners: list[socket.socket]
+    ) -> None:
         """Make the parts; who had which addresses is read.
 
         Raises:
@@ -119,7 +59,6 @@ class HubSession(EngineSession):
         super().__init__(broker)
         self._start = start
         self._tun = tun
-        self._began_at = time.monotonic()
         settings = start.hub
         self._pool = settings.pool()
         self._leases = LeaseFile(_home(f"hub-{settings.tun}.json"))
@@ -138,6 +77,7 @@ class HubSession(EngineSession):
             on_lease=self._write_leases,
         )
         self._host_key = own_host_key() if start.host_key is None else _expanded(start.host_key)
+        (listener,) = listeners
         host, port = start.host, listener.getsockname()[1]
         self.server = ExitServer(
             (host, port),
@@ -148,17 +88,18 @@ class HubSession(EngineSession):
             sock=listener,
         )
         self._where = f"{host} port {port}"
-        self._control: ControlServer | None = None
 
-    async def run(self, control: socket.socket) -> None:
+    def handlers(self) -> dict[str, Handler]:
+        """Who answers what is asked at the control socket."""
+        return {"status": self._status}
+
+    async def run(self) -> None:
         """Serve until the supervisor ends it.
 
         Raises:
             ConfigError: a key cannot be used.
             MachineError: somebody has deleted the device.
         """
-        self._control = ControlServer(control, {"status": self._status})
-        await self._control.start()
         await self.server.start()
         self.hub.start()
         known = fingerprint(self._host_key)
@@ -166,33 +107,19 @@ class HubSession(EngineSession):
             self._broker.note(f"host key {known} ({self._host_key})")
         self._broker.note(f"listening on {self._where}")
         self._broker.connected("the clients of this hub", [])
-        await self._until_ended(self._device_lost())
+        await self._until_ended(device_lost(self.hub))
 
     async def close(self) -> None:
         """Say good-bye to every client, and write down who has which addresses."""
         await self.server.close()
         self.hub.stop()
         self._write_leases()
-        if self._control is not None:
-            self._control.close()
-
-    async def _device_lost(self) -> None:
-        """Wait until the device is gone.
-
-        Raises:
-            MachineError: always, in the end.
-        """
-        await self.hub.lost.wait()
-        assert self.hub.loss is not None
-        raise self.hub.loss
 
     def _write_leases(self) -> None:
         self._leases.write(self._pool.leases())
 
     def _status(self, request: dict[str, object]) -> Status:
-        counters = collections.Counter(self.server.counters)
-        for kind, count in self._defects.items():
-            counters[f"defect_{kind}"] = count
+        counters = {**self.server.counters, **self.defects()}
         return Status(
             version=__version__,
             pid=os.getpid(),
@@ -203,16 +130,10 @@ class HubSession(EngineSession):
             server=self._where,
             state="up",
             cipher=None,
-            uptime_s=round(time.monotonic() - self._began_at, 3),
+            uptime_s=self.uptime_s(),
             reconnects=0,
-            flows=0,
-            flows_total=0,
-            refused={},
-            bytes_up=0,
-            bytes_down=0,
-            dns_queries=0,
             counters={name: count for name, count in counters.items() if count},
-            rss_bytes=_rss_bytes(),
+            rss_bytes=rss_bytes(),
             hub=self.hub.status(),
         )
 
@@ -230,11 +151,6 @@ def _expanded(text: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         raise ConfigError(f"there is no home directory: give {text} in full") from None
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * _PAGE
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ..errors import MachineError
 from ..linux import marks, nftables
 from ..linux.netlink import Netlink, read_sysctl, sysctl_devices, write_sysctl
 from .ipc import LinkTerms
+from .machine import device_commands
 from .plan import CapturePlan, Sysctl, forwarding_sysctls
 from .undo import undo
 
@@ -43,9 +44,9 @@ class _Machine:
         self._settings = settings
         self.plan = plan
 
-    def make_socket(self, family: int, kind: int) -> socket.socket:
+    def make_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return an ordinary one: nothing is captured here."""
-        return socket.socket(family, kind)
+        return socket.socket(family, kind, protocol)
 
 
 class OwnHubMachine(_Machine):
@@ -149,11 +150,7 @@ def ruleset(settings: HubSettings) -> Iterator[str]:
 def commands(settings: HubSettings) -> Iterator[str]:
     """Yield what root has to run where the hub may change nothing itself."""
     with Netlink() as kernel:
-        there = kernel.addresses(settings.tun)
-    for address in settings.own:
-        if str(address) not in there:
-            yield f"ip address add {address} dev {settings.tun}"
-    yield f"ip link set dev {settings.tun} mtu {settings.mtu} up"
+        yield from device_commands(settings.tun, settings.own, settings.mtu, kernel)
     for version in sorted(_versions(settings)):
         if read_sysctl(f"ipv{version}/conf/all/forwarding") == "0":
             yield f"sysctl -w {_FORWARDING[version]}"

@@ -10,7 +10,6 @@ lost its network, and the server has not noticed yet. One key is therefore for o
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import Counter
@@ -18,19 +17,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..errors import MachineError
 from ..flow.hub import DEVICE, Switch
 from ..flow.hub_mac import MacSwitch
 from ..flow.hub_pool import PoolExhausted
-from ..linux.tun import READ_LEN
 from ..upstream.ssh_hub import HubRefused
 from ..upstream.vpn_terms import Terms
 from ..wire import offload, segmentation
 from .control import Direction, HubStatus
+from .devicereader import DeviceReader
 from .hubmember import Member, from_port
-from .packetpump import BATCH
 
 if TYPE_CHECKING:
+    import asyncio
     import ipaddress
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
@@ -39,14 +37,14 @@ if TYPE_CHECKING:
     from ..upstream.base import PacketTunnel
     from ..upstream.vpn_terms import Kind, Wish
     from ..wire.ip import Buffer
-    from .packetpump import Device
+    from .devicereader import Device
 
     Interface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 _log = logging.getLogger(__name__)
 
 
-class HubService:
+class HubService(DeviceReader):
     """A :class:`tunproxy.upstream.ssh_hub.Hub` on a device.
 
     Args:
@@ -70,13 +68,9 @@ class HubService:
         isolate: bool,
         on_lease: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__(device, loop)
         self.counters: Counter[str] = Counter()
         """Drops on the way to the device, by reason."""
-        self.lost = asyncio.Event()
-        """Set when somebody has deleted the device."""
-        self.loss: MachineError | None = None
-        self._device = device
-        self.loop = loop
         self._pool = pool
         self._kind: Kind = kind
         own = [interface for interface in pool.hub if interface is not None]
@@ -94,19 +88,14 @@ class HubService:
         self.offload = device.offload
         self.link_len = segmentation.ETHERNET_LEN if kind == "tap" else 0
         self._switch = Switch(own, isolate=isolate)
-        self._macs = MacSwitch(isolate=isolate)
+        self._macs = MacSwitch([interface.ip for interface in own], isolate=isolate)
         self._members: dict[int, Member] = {}
         self._by_key: dict[str, Member] = {}
         self._last_port = DEVICE
-        self._buffer = memoryview(bytearray(READ_LEN))
-
-    def start(self) -> None:
-        """Begin to read the device."""
-        self.loop.add_reader(self._device.fileno(), self._on_readable)
 
     def stop(self) -> None:
         """Read and write nothing more; every tunnel is closed."""
-        self.loop.remove_reader(self._device.fileno())
+        super().stop()
         for member in tuple(self._members.values()):
             member.close()
 
@@ -156,10 +145,8 @@ class HubService:
         lease = self._lease(key)
         self._last_port += 1
         port = self._last_port
-        if kind == "tap":
-            traffic = self._macs.join(port)
-        else:
-            traffic = self._switch.join(port, [interface.ip for interface in lease])
+        switch = self._macs if kind == "tap" else self._switch
+        traffic = switch.join(port, [interface.ip for interface in lease])
         member = Member(self, port, key, lease, tunnel, traffic.drops)
         self._members[port] = self._by_key[key] = member
         _log.info("a client has joined: %s, %s", key, ", ".join(map(str, lease)))
@@ -182,32 +169,22 @@ class HubService:
 
     # --- packets --------------------------------------------------------------------------------
 
-    def _on_readable(self) -> None:
-        device, buffer = self._device, self._buffer
-        for _ in range(BATCH):
-            try:
-                length = device.read_into(buffer)
-            except MachineError as error:
-                self.stop()
-                self.loss = error
-                self.lost.set()
-                return
-            if not length:
-                return
-            self.carry(DEVICE, buffer[:length])
+    def _take(self, crossed: memoryview) -> None:
+        self.carry(DEVICE, crossed)
 
     def carry(self, port: int, crossed: Buffer) -> None:
         """Take a packet behind its virtio_net_hdr, which came from ``port``, to where it goes."""
-        packet = memoryview(crossed)[offload.LENGTH :]
-        for target in self._forward(port, packet):
+        for target in self._forward(port, memoryview(crossed)):
             if target == DEVICE:
                 self.write([crossed])
             else:
                 self._members[target].sender.send(crossed)
 
-    def _forward(self, port: int, packet: memoryview) -> Sequence[int]:
+    def _forward(self, port: int, crossed: memoryview) -> Sequence[int]:
+        packet = crossed[offload.LENGTH :]
         if self._kind == "tap":
-            return self._macs.forward(port, packet, time.monotonic())
+            unfinished = bool(crossed[0] & offload.F_NEEDS_CSUM)
+            return self._macs.forward(port, packet, time.monotonic(), unfinished=unfinished)
         return self._switch.forward(port, packet)
 
     def write(self, packet: Sequence[Buffer]) -> None:

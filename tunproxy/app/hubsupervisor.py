@@ -73,13 +73,12 @@ def serve_hub(
     with SignalEvents() as signals, contextlib.ExitStack() as undo:
         listener = undo.enter_context(_tcp_listener(*listen))
         instance = _claim(settings.tun)
-        problems: list[str] = []
-        undo.callback(_leave, instance, problems)
+        undo.callback(instance.leave)
         tun = undo.enter_context(Tun.open(settings.tun, tap=settings.kind == "tap"))
         machine: OwnHubMachine | ForeignHubMachine
         if is_root:
             machine = OwnHubMachine(settings, instance)
-            undo.callback(_undo, machine, problems)
+            undo.callback(instance.undo_by, machine.undo)
             machine.prepare()
         else:
             machine = ForeignHubMachine(settings, instance)
@@ -89,7 +88,8 @@ def serve_hub(
             undo.callback(engine.stop)
             start = ipc.HubStart(
                 hub=settings,
-                offload=tun.offload,
+                tun=ipc.TunInfo(name=tun.name, mtu=settings.mtu, offload=tun.offload),
+                listeners=1,
                 host=listen[0],
                 host_key=None if host_key is None else str(host_key),
                 authorized_keys=str(authorized_keys),
@@ -128,18 +128,6 @@ def _claim(name: str) -> Instance:
             "or choose another name with --tun"
         )
     return instance
-
-
-def _undo(machine: OwnHubMachine, problems: list[str]) -> None:
-    for problem in machine.undo():
-        _log.error("not undone: %s", problem)
-        problems.append(problem)
-
-
-def _leave(instance: Instance, problems: list[str]) -> None:
-    """Forget the instance, unless ``tunproxy recover`` has to know of it."""
-    if not problems:
-        instance.remove()
 
 
 def _tcp_listener(host: str, port: int) -> socket.socket:

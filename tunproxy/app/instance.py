@@ -28,7 +28,7 @@ from .plan import CapturePlan  # noqa: TC001 - msgspec evaluates the annotation 
 from .undo import Report, undo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..linux.privileges import Caller
 
@@ -59,6 +59,9 @@ class Instance:
     def __init__(self, directory: pathlib.Path, state: State) -> None:
         self.directory = directory
         self.state = state
+        self.earlier = state.plan
+        """What a dead instance has left for us to replace."""
+        self._is_undone = True
 
     @classmethod
     def create(cls, tun: str) -> Instance:
@@ -132,11 +135,6 @@ class Instance:
         plan = self.state.plan
         return plan is not None and plan.kill_switch and self._in_kernel()
 
-    @property
-    def earlier(self) -> CapturePlan | None:
-        """What a dead instance has left for us to replace, until :meth:`save`."""
-        return self.state.plan
-
     def save(self, plan: CapturePlan) -> None:
         """Write down what is going to be changed, before it is.
 
@@ -146,6 +144,26 @@ class Instance:
         self.state = msgspec.structs.replace(self.state, plan=plan)
         with _writing(self.directory):
             self._write()
+
+    def undo_by(self, undo: Callable[[], list[str]]) -> None:
+        """Have ``undo`` take back our changes; it returns what did not work, as sentences."""
+        for problem in undo():
+            logger.error("not undone: %s", problem)
+            self._is_undone = False
+
+    def leave(self) -> None:
+        """Forget the instance at its end, unless ``tunproxy recover`` has to know of it.
+
+        That is where something could not be undone, or where an :attr:`earlier` one has left a kill
+        switch that still holds, because we did not get as far as replacing it.
+        """
+        if not self._is_undone:
+            return
+        if self.earlier is not None:
+            self.save(self.earlier)
+            if self.blocks:
+                return
+        self.remove()
 
     def remove(self) -> None:
         """Forget the instance, unless something of it is left in the kernel.
@@ -172,6 +190,11 @@ class Instance:
         temporary = self.directory / f"{_STATE}.new"
         temporary.write_bytes(msgspec.json.encode(self.state))
         temporary.replace(self.directory / _STATE)
+
+
+def running_instances() -> list[Instance]:
+    """Those of :func:`find_instances` that are alive."""
+    return [instance for instance in find_instances() if instance.alive]
 
 
 def find_instances() -> list[Instance]:

@@ -60,7 +60,7 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field
 
 
 class TunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The device whose descriptor goes with :class:`Start`."""
+    """The device whose descriptor goes with an :class:`EngineStart`."""
 
     name: str
     mtu: int
@@ -68,16 +68,24 @@ class TunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     offload: bool
 
 
-class Start(Message, frozen=True, tag=True, kw_only=True):
-    """Begin. Descriptors: the TUN device, the listening control socket."""
+class EngineStart(Message, frozen=True, kw_only=True):
+    """Begin. Descriptors: the device, the listening control socket."""
 
     fd_count: ClassVar[int] = 2
+
+    tun: TunInfo
+    verbosity: int
+    listeners: int = 0
+    """How many :class:`Listener` follow."""
+
+
+class Start(EngineStart, frozen=True, tag=True, kw_only=True):
+    """Be the proxy of ``tunproxy up`` and ``tunproxy run``, or the end of a VPN."""
 
     config: Config
     mode: Literal["system", "cgroup", "vpn"]
     """What is captured: the command of ``run`` is a cgroup, whatever the config says. ``vpn``: what
     comes to the device goes to the server as it is."""
-    tun: TunInfo
     dns4: ipaddress.IPv4Address | None
     """Where the name server on the TUN listens; ``None``: not on IPv4."""
     dns6: ipaddress.IPv6Address | None
@@ -87,24 +95,14 @@ class Start(Message, frozen=True, tag=True, kw_only=True):
     """Where this host's own programs send from, on a gateway; ``None``: there are no others."""
     resolvers: tuple[str, ...]
     """Addresses of the machine's own resolvers, as they were before the capture."""
-    verbosity: int
-    listeners: int = 0
-    """How many :class:`Listener` follow."""
     origin: Origin | None = None
     """Where ``config`` comes from, to read it again; ``None``: there is nothing to be read."""
 
 
-class HubStart(Message, frozen=True, tag=True, kw_only=True):
-    """Be the hub of ``tunproxy serve``. Descriptors: the device, the listening control socket.
-
-    A :class:`Listener` follows, where clients come in.
-    """
-
-    fd_count: ClassVar[int] = 2
+class HubStart(EngineStart, frozen=True, tag=True, kw_only=True):
+    """Be the hub of ``tunproxy serve``; the one :class:`Listener` is where clients come in."""
 
     hub: HubSettings
-    offload: bool
-    """As in :class:`TunInfo`."""
     host: str
     """What the listener is bound to, as the user has named it."""
     host_key: str | None
@@ -113,7 +111,6 @@ class HubStart(Message, frozen=True, tag=True, kw_only=True):
     """A file as sshd(8) has it, which the engine reads."""
     permit_open: tuple[str, ...]
     """The targets that may be opened; empty: all."""
-    verbosity: int
 
 
 class Listener(Message, frozen=True, tag=True):
@@ -179,11 +176,16 @@ class WantOwners(Message, frozen=True, tag=True):
 
 
 class WantSocket(Message, frozen=True, tag=True):
-    """Make a socket that is never captured; ``family`` and ``type`` as for socket(2)."""
+    """Make a socket that is never captured; ``family``, ``type`` and ``protocol`` as for socket(2).
+
+    For ICMP it is one that may send echo requests (icmp(7)), or a raw one where the system lets
+    nobody have such.
+    """
 
     id: int
     family: int
     type: int
+    protocol: int = 0
 
 
 class Ask(Message, frozen=True, tag=True):

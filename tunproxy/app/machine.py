@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import shlex
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,11 +23,11 @@ from .capture import Capture
 from .plan import EVERYTHING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ..config import Config
     from ..linux.cgroup import Cgroup
-    from ..linux.netlink import Family
+    from ..linux.netlink import Family, Interface
     from .instance import Instance
     from .plan import Address, CapturePlan
 
@@ -47,8 +48,8 @@ class Machine(Protocol):
     def run_cgroup(self) -> Cgroup | None:
         """Where the command of ``tunproxy run`` goes."""
 
-    def make_socket(self, family: int, kind: int) -> socket.socket:
-        """Return a socket for the engine's own connections.
+    def make_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Return a socket for the engine's own connections, or for its echo requests.
 
         Raises:
             OSError: the kernel refuses.
@@ -97,9 +98,9 @@ class OwnMachine:
         if self._capture.bypass_cgroup is not None:
             self._capture.bypass_cgroup.add(pid)
 
-    def make_socket(self, family: int, kind: int) -> socket.socket:
+    def make_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return one whose packets are never captured."""
-        sock = socket.socket(family, kind)
+        sock = open_socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, marks.BYPASS_MARK)
         except OSError:
@@ -150,9 +151,9 @@ class ForeignMachine:
         self._mtu = config.tun.mtu
         self.plan = plan
 
-    def make_socket(self, family: int, kind: int) -> socket.socket:
+    def make_socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Return an ordinary one: only root may mark it."""
-        return socket.socket(family, kind)
+        return open_socket(family, kind, protocol)
 
     def begin(self, message: ipc.Connected) -> list[str]:
         """Return the commands that root has to run."""
@@ -164,19 +165,33 @@ class ForeignMachine:
         return ["these commands lead traffic there, for root to run:", *lines]
 
 
+def open_socket(family: int, kind: int, protocol: int) -> socket.socket:
+    """Return a new socket; where nobody may have a ping socket, a raw one for the same protocol.
+
+    ``net.ipv4.ping_group_range`` (icmp(7)), which by default has no group in it, holds for root as
+    well. A raw socket could send more than echo requests, so it is the second choice.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
+    try:
+        return socket.socket(family, kind, protocol)
+    except PermissionError:
+        if kind != socket.SOCK_DGRAM or protocol == 0:
+            raise
+        return socket.socket(family, socket.SOCK_RAW, protocol)
+
+
 def commands(
     plan: CapturePlan, mtu: int, servers: Sequence[Address], kernel: Netlink
 ) -> Iterator[str]:
     """Yield what root has to run for traffic to come to the device of ``plan``.
 
-    The way to the ``servers`` stays what it is. ``mtu``: octets.
+    The way to the ``servers`` stays what it is, and where names are split, that to the resolvers of
+    this machine. ``mtu``: octets.
     """
-    there = kernel.addresses(plan.tun)
-    for address in plan.tun_addresses:
-        if str(address) not in there:
-            yield f"ip address add {address} dev {plan.tun}"
-    yield f"ip link set dev {plan.tun} mtu {mtu} up"
-    for server in servers:
+    yield from device_commands(plan.tun, plan.tun_addresses, mtu, kernel)
+    for server in [*servers, *(_other_resolvers() if plan.split else ())]:
         way = kernel.way_to(server)
         if way is not None:
             yield f"ip route add {server} {way}"
@@ -184,6 +199,17 @@ def commands(
         yield from _routes(plan, family)
     if plan.names:
         yield from _resolvers(plan)
+
+
+def device_commands(
+    name: str, addresses: Iterable[Interface], mtu: int, kernel: Netlink
+) -> Iterator[str]:
+    """Yield what root has to run for a device to have ``addresses`` and to be up."""
+    there = kernel.addresses(name)
+    for address in addresses:
+        if str(address) not in there:
+            yield f"ip address add {address} dev {name}"
+    yield f"ip link set dev {name} mtu {mtu} up"
 
 
 def _routes(plan: CapturePlan, family: Family) -> Iterator[str]:
@@ -201,11 +227,17 @@ def _routes(plan: CapturePlan, family: Family) -> Iterator[str]:
             yield f"ip route add {part} {via}dev {plan.tun}"
 
 
+def _other_resolvers() -> list[Address]:
+    """Those of this machine that are somewhere else."""
+    found = [ipaddress.ip_address(text) for text in resolved.system_resolvers()]
+    return [server for server in found if not (server.is_loopback or server.is_link_local)]
+
+
 def _resolvers(plan: CapturePlan) -> Iterator[str]:
     servers = [str(server) for family in plan.families for server in plan.resolvers(family)]
     if resolved.available():
-        yield f"resolvectl dns {plan.tun} {' '.join(servers)}"
-        yield f"resolvectl domain {plan.tun} '~.'"
+        for arguments in resolved.link_settings(plan.tun, servers, plan.split):
+            yield shlex.join(["resolvectl", *arguments])
     else:
         for server in reversed(servers):
             yield f"sed -i '1i nameserver {server}' /etc/resolv.conf"

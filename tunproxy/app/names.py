@@ -2,6 +2,7 @@
 
 The name server of the engine is pure; what it wants to be forwarded is asked for here
 (:meth:`Names.query`): at the far resolver, the machine's own, or one that a ``[[dns.rule]]`` names.
+The far resolver stands behind the server's hosts file, which is read at each login.
 Flows to names leave through :attr:`Names.proxy`, which finds their addresses by the same far
 resolver, if that answers quickly when the connection comes up (:meth:`Names.look_around`).
 """
@@ -14,13 +15,15 @@ import logging
 import pathlib
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import dnslib
 
 from ..errors import ConfigError, TunproxyError, WireError
 from ..flow.nameserver import Forward, NameServer
 from ..flow.rules import Action
+from ..upstream.base import Upstream
+from ..upstream.far_hosts import FarHosts
 from ..upstream.happy import Racing
 from ..upstream.lookup import Lookup
 from ..upstream.resolver import RemoteResolver
@@ -36,7 +39,6 @@ if TYPE_CHECKING:
 
     from ..config import Config, Dns
     from ..flow.fakeip import FakePools
-    from ..upstream.base import Upstream
     from ..upstream.dial import MakeSocket
     from ..upstream.direct import DirectUpstream
     from ..upstream.resolver_direct import DirectResolver
@@ -47,7 +49,20 @@ QUICK_S = 0.4
 MAX_LISTED = 200_000
 """Of each kind; more than the pools and the cache hold."""
 
+HOSTS_OF_SERVER = "hosts of the server"
+
 _log = logging.getLogger(__name__)
+
+
+class Server(Upstream, Protocol):
+    """What is needed of an SSH server."""
+
+    @property
+    def hosts_file(self) -> bytes | None:
+        """Its /etc/hosts; ``None``: it cannot be read."""
+
+    async def surveyed(self) -> None:
+        """Wait until that has been read over the present connection."""
 
 
 class Names:
@@ -63,7 +78,7 @@ class Names:
         config: Config,
         pools: FakePools,
         *,
-        ssh: Upstream,
+        ssh: Server,
         direct: DirectUpstream,
         direct_resolver: DirectResolver,
         make_socket: MakeSocket,
@@ -74,6 +89,9 @@ class Names:
         self.nameserver: NameServer | None = None
         self._config = config.dns
         self._ssh = ssh
+        self._far_hosts = FarHosts()
+        self._hosts_file: bytes | None = None
+        """What those were made of."""
         self._direct_resolver = direct_resolver
         self._named = NamedResolvers(proxy=self.proxy, direct=direct, make_socket=make_socket)
         self._tasks = tasks
@@ -98,9 +116,19 @@ class Names:
         await self.look_around()
 
     async def look_around(self) -> None:
-        """See whether the far resolver answers quickly: then names are our business."""
-        if not self.remote_resolver.is_there:
-            return
+        """Read the server's hosts, and see whether the far resolver answers quickly: then names are
+        our business."""
+        await self._ssh.surveyed()
+        self._take_hosts()
+        quick = self.remote_resolver.is_there and await self._is_quick()
+        if self._config.resolve == "auto" and quick and self.proxy.lookup is None:
+            self.proxy.lookup = Lookup(self._ask_far)
+            self.proxy.known = self._seen
+        if self._config.truthful == "auto" and self.nameserver is not None:
+            self.nameserver.truthful = quick
+
+    async def _is_quick(self) -> bool:
+        """Whether the far resolver is."""
         began_at = time.monotonic()
         try:
             async with asyncio.timeout(QUICK_S):
@@ -111,23 +139,30 @@ class Names:
         quick = answer is not None
         took_ms = 1000 * (time.monotonic() - began_at)
         _log.info("the far resolver %s (%.0f ms)", "answers" if quick else "is slow", took_ms)
-        if self._config.resolve == "auto" and quick and self.proxy.lookup is None:
-            self.proxy.lookup = Lookup(self._ask_far)
-            self.proxy.known = self._seen
-        if self._config.truthful == "auto" and self.nameserver is not None:
-            self.nameserver.truthful = quick
+        return quick
 
     async def query(self, message: bytes, server: str | None, *, direct: bool) -> bytes | None:
         """What the resolver ``server`` answers, or the usual one of a way; ``None``: nothing."""
         if server is not None:
             return await self._named.get(server, direct=direct).query(message)
-        resolver = self._direct_resolver if direct else self.remote_resolver
-        return await resolver.query(message)
+        if direct:
+            return await self._direct_resolver.query(message)
+        return await self._ask_far(message)
 
     def reconfigure(self, config: Dns) -> None:
-        """Ask whom ``config`` names from now on; the name server is told by others."""
-        self._config = config
+        """Go by ``config`` from now on, as far as it can change while we run: not by its mode and
+        fake ranges. The name server has the policy of it already. Flows stay as they are."""
+        before, self._config = self._config, config
+        if config == before:
+            return
         self._named.forget()
+        if self.nameserver is not None:
+            self.nameserver.configure(config)
+        if config.resolve == "server" and self.proxy.lookup is not None:
+            self._tasks.spawn(self.proxy.lookup.close(), "end looking up names")
+            self.proxy.lookup = None
+        if (config.resolve, config.truthful) != (before.resolve, before.truthful):
+            self._tasks.spawn(self.look_around(), "look at the far resolver")
 
     def counters(self) -> Counter[str]:
         """What has happened, by kind."""
@@ -135,6 +170,7 @@ class Names:
         parts = {
             "dns": Counter() if self.nameserver is None else self.nameserver.counters,
             "resolver": self.remote_resolver.counters + self._named.counters(),
+            "far_hosts": Counter(ignored=self._far_hosts.ignored),
             "direct_resolver": self._direct_resolver.counters,
             "open": self.proxy.counters,
             "lookup": Counter() if self.proxy.lookup is None else self.proxy.lookup.counters,
@@ -177,6 +213,8 @@ class Names:
             kind, answer = await self._carry(nameserver, outcome)
         else:
             answer = outcome.message
+            if kind == "fake" and name.lower().removesuffix(".") in self._far_hosts.names:
+                server = HOSTS_OF_SERVER
             if outcome.refresh is not None:
                 self._tasks.spawn(self._refresh(nameserver, outcome.refresh), f"refresh {name}")
         why = nameserver.why(name.lower().removesuffix("."))
@@ -254,17 +292,38 @@ class Names:
         return await self.query(forward.message, forward.server, direct=direct)
 
     def _server_of(self, forward: Forward) -> str:
-        direct = forward.via is Action.DIRECT
-        usual = "the machine's resolver" if direct else "the far resolver"
-        return forward.server or usual
+        if forward.server is not None:
+            return forward.server
+        if forward.via is Action.DIRECT:
+            return "the machine's resolver"
+        is_listed = self._far_hosts.answer(forward.message) is not None
+        return HOSTS_OF_SERVER if is_listed else "the far resolver"
 
     # --- what flows need ------------------------------------------------------------------------
 
     async def _ask_far(self, message: bytes) -> bytes | None:
-        return await self.remote_resolver.query(message)
+        listed = self._far_hosts.answer(message)
+        if listed is not None:
+            return listed
+        return self._far_hosts.amend(message, await self.remote_resolver.query(message))
+
+    def _take_hosts(self) -> None:
+        """Go by the server's hosts file as it was read last."""
+        octets = self._ssh.hosts_file
+        if octets is None or octets == self._hosts_file:
+            return
+        self._hosts_file = octets
+        self._far_hosts = hosts = FarHosts(octets)
+        _log.info("the server's hosts file has %d names", len(hosts.names))
+        if hosts.ignored:
+            _log.info("%d lines or names of it were passed over", hosts.ignored)
+        if self.nameserver is not None:
+            self.nameserver.set_listed(hosts.names)
+        if self.proxy.lookup is not None:
+            self.proxy.lookup.flush()
 
     def _seen(self, name: str) -> list[str]:
-        """The addresses that truthful mode has just seen."""
+        """The addresses that the server's hosts file has, or truthful mode has just seen."""
         if self.nameserver is None:
             return []
         packed = self.nameserver.real_addresses(name, time.monotonic())

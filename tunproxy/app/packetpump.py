@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from ..errors import MachineError
-from ..linux.tun import HEADER_LEN, READ_LEN
+from ..linux.tun import HEADER_LEN
 from ..wire import offload
 from ..wire.coalesce import Coalescer
+from .devicereader import DeviceReader
 from .tunnelsender import TunnelSender
 
 if TYPE_CHECKING:
@@ -23,24 +23,10 @@ if TYPE_CHECKING:
 
     from ..upstream.base import PacketTunnel
     from ..wire.ip import Buffer
-
-BATCH = 64
-"""Packets that are read before the loop may do something else."""
+    from .devicereader import Device
 
 
-class Device(Protocol):
-    """The part of :class:`tunproxy.linux.tun.Tun` that is needed here."""
-
-    offload: bool
-
-    def fileno(self) -> int: ...
-
-    def read_into(self, buffer: memoryview) -> int: ...
-
-    def write(self, parts: Sequence[bytes | memoryview]) -> bool: ...
-
-
-class PacketPump:
+class PacketPump(DeviceReader):
     """Carries packets both ways; it is the tunnel's :class:`~tunproxy.upstream.base.PacketHandler`.
 
     ``link_len``: octets of the link header, 14 on a TAP, 0 on a TUN. It outlives tunnels: between
@@ -50,6 +36,7 @@ class PacketPump:
     def __init__(
         self, device: Device, loop: asyncio.AbstractEventLoop, *, link_len: int = 0
     ) -> None:
+        super().__init__(device, loop)
         self.packets_up = 0
         self.octets_up = 0
         self.drops_up: Counter[str] = Counter()
@@ -57,30 +44,19 @@ class PacketPump:
         self.packets_down = 0
         self.octets_down = 0
         self.drops_down: Counter[str] = Counter()
-        self.lost = asyncio.Event()
-        """Set when somebody has deleted the device; nothing goes through it any more."""
-        self.loss: MachineError | None = None
-        """What to tell the user then."""
         self.detached = asyncio.Event()
         """Set while there is no tunnel."""
         self.detached.set()
-        self._device = device
-        self._loop = loop
         self._link_len = link_len
         # Who takes no super-segments gets none.
         self._coalescer = Coalescer(link_len) if device.offload else None
         self._sender: TunnelSender | None = None
         self._is_big = False
-        self._buffer = memoryview(bytearray(READ_LEN))
         self._flush_due: asyncio.Handle | None = None
-
-    def start(self) -> None:
-        """Begin to read the device."""
-        self._loop.add_reader(self._device.fileno(), self._on_readable)
 
     def stop(self) -> None:
         """Read and write nothing more."""
-        self._loop.remove_reader(self._device.fileno())
+        super().stop()
         if self._flush_due is not None:
             self._flush_due.cancel()
         self.detach()
@@ -107,21 +83,7 @@ class PacketPump:
 
     # --- uplink ---------------------------------------------------------------------------------
 
-    def _on_readable(self) -> None:
-        device, buffer = self._device, self._buffer
-        for _ in range(BATCH):
-            try:
-                length = device.read_into(buffer)
-            except MachineError as error:
-                self.stop()
-                self.loss = error
-                self.lost.set()
-                return
-            if not length:
-                return
-            self._uplink(buffer[:length])
-
-    def _uplink(self, crossed: memoryview) -> None:
+    def _take(self, crossed: memoryview) -> None:
         self.packets_up += 1
         self.octets_up += len(crossed) - HEADER_LEN
         if self._sender is not None:
@@ -152,7 +114,7 @@ class PacketPump:
             return
         self._write(self._coalescer.add(message))
         if self._flush_due is None:
-            self._flush_due = self._loop.call_soon(self._flush)
+            self._flush_due = self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """The turn of the loop is over: what was to be joined has come."""

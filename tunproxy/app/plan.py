@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
-from ..config_check import is_host
+from ..config_check import canonical_name, is_host
 from ..errors import ConfigError, ServerError
+from ..flow.dnspolicy import split_domains
 from ..linux import marks, resolved
 from ..linux.netlink import (
     Family,
@@ -73,6 +74,12 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Path of the cgroup we make for the command of ``tunproxy run``."""
     resolved: bool = False
     """Whether systemd-resolved is told."""
+    split: tuple[str, ...] = ()
+    """Domains whose names alone are asked here, the reverse zones of fake addresses among them;
+    empty: all names are."""
+    stub: bool = False
+    """Whether the machine's own resolver is a program on it, such as dnsmasq; looked for where
+    names are split."""
     sysctls: tuple[Sysctl, ...] = ()
     tap: bool = False
     """Whether the device carries Ethernet frames."""
@@ -107,6 +114,7 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
                 'a VPN leads to networks and knows no cgroups: leave out capture.mode = "cgroup"'
             )
         names = dns.mode != "off" and not vpn
+        split = _split_domains(config, vpn=vpn)
         mode: Literal["system", "cgroup"] = "cgroup" if run else capture.mode
         cgroups = () if run else tuple(path.strip("/") for path in capture.cgroups)
         if mode == "cgroup" and capture.gateway:
@@ -136,6 +144,8 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
             cgroups=cgroups if mode == "cgroup" else (),
             run_cgroup=marks.run_cgroup(network_namespace(), slot) if run else None,
             resolved=names and mode == "system" and resolved.available(),
+            split=split,
+            stub=bool(split) and any(map(resolved.is_here, resolved.system_resolvers())),
             sysctls=sysctls,
             tap=vpn and config.vpn.tap,
             link=LinkTerms() if vpn else None,
@@ -174,6 +184,10 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     def _problems(self, servers: Sequence[Address]) -> Iterator[str]:
         """Why the link cannot work."""
         assert self.link is not None
+        if self.names and self.split and not self.resolved:
+            yield "a VPN splits names by systemd-resolved, which is not here: leave out dns.split"
+        if self.names and self.split and self.gateway:
+            yield "a VPN splits names for this machine only: leave out dns.split or the gateway"
         for what, texts in (
             ("the route", self.link.routes),
             ("the peer", self.link.peers),
@@ -276,6 +290,20 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
         return self.fake_range(family)[3]
 
     @property
+    def splits_locally(self) -> bool:
+        """Whether a resolver of this machine answers names that are not ours to answer.
+
+        What it asks the resolvers of others goes to them, like every query that is not for us.
+        """
+        there = self.resolved or self.stub
+        return self.names and self.mode == "system" and bool(self.split) and there
+
+    @property
+    def diverts(self) -> bool:
+        """Whether local queries, for whichever resolver, are brought to ours."""
+        return self.names and not (self.resolved and self.split)
+
+    @property
     def stub_asker(self) -> Address:
         """The last of IPv6, where the name server sees those who ask ::1."""
         return self.fake_range(6)[-1]
@@ -298,6 +326,21 @@ class CapturePlan(msgspec.Struct, frozen=True, kw_only=True):
     def strict(self) -> bool:
         """Whether reverse path filters of this machine make us mark incoming packets."""
         return any(sysctl.path.endswith("/src_valid_mark") for sysctl in self.sysctls)
+
+
+def _split_domains(config: Config, *, vpn: bool) -> tuple[str, ...]:
+    """What ``dns.split`` comes to, the domains of the user first."""
+    dns = config.dns
+    ours = split_domains(dns.split)
+    if not ours:
+        return ()
+    zones: list[str] = []
+    mode = dns.mode or ("remote" if config.capture.include else "fake-ip")
+    if mode == "fake-ip" and not vpn:
+        for network in (dns.fake_ip_range, dns.fake_ip_range6):
+            zones += resolved.reverse_zones(network)
+    first = list(dict.fromkeys(map(canonical_name, dns.split)))
+    return tuple(dict.fromkeys([*first, *sorted(ours), *zones]))
 
 
 def _normal(terms: LinkTerms, families: Sequence[Family]) -> LinkTerms:

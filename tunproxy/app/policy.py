@@ -18,7 +18,9 @@ Rules, in mode ``system``, by step (see :func:`marks.priority`)::
     4  local with another source; forwarded, but see below          go to 15
     5  forwarded by a gateway from outside                          go to 15
     6  nothing, but a goto needs a rule where it leads
-    7  port 53                                                      look up names_table
+       where names are split, port 53 of resolvers that are ours    look up names_table
+    7  where names are split, local, port 53                        go to 15
+       port 53                                                      look up names_table
     8  longest prefix wins, between main and table                  look up main, table
     9  local, from an address of a link                             look up names_table
     15 nothing
@@ -33,6 +35,11 @@ there the chosen ones are named: ::/1 and 8000::/1.
 Longest prefix wins: for each prefix length L of the included networks, from the longest down, main
 may answer with a prefix longer than L, then ``table`` with one of L or longer. Everything included
 is L = 0: the LAN and every other specific route stay as they are.
+
+Names that are split by a resolver of this machine (:attr:`CapturePlan.splits_locally`): all
+queries but those to us are that resolver's own, or meant for whom they are sent to, and go there
+past the TUN. Those to an included network are captured all the same where systemd-resolved is that
+resolver: we can answer them, because it is not whom we ask for other names.
 
 A link (``tunproxy vpn``) has addresses of its own. Nothing stands for names there, so there is no
 step 2; queries go to it (step 7) where it has resolvers, and ``names_table`` leads everything to
@@ -66,6 +73,8 @@ Uplinks: TypeAlias = Mapping[str, Sequence[Network]]
 """Interfaces with a default route, and the networks attached to each."""
 
 _MAIN: Final = 254
+_QUERY_PROTOCOLS: Final = (17, 6)
+"""UDP and TCP, to port 53."""
 _END: Final = 15
 _CAPTURE: Final = 6
 
@@ -163,8 +172,10 @@ def rules(plan: CapturePlan, family: Family, uplinks: Uplinks) -> list[Rule]:
         found += _forwarded(plan, family, uplinks)
         # A goto needs a rule of exactly that priority.
         found.append(Rule(priority=marks.priority(plan.slot, _CAPTURE), action="nop"))
+        if plan.splits_locally:
+            found += _only_our_queries(plan, family)
     if plan.names and plan.dns_address(family) is not None:
-        found += [_names(plan, 7, mark=mark, protocol=p, dport=53) for p in (17, 6)]
+        found += [_names(plan, 7, mark=mark, protocol=p, dport=53) for p in _QUERY_PROTOCOLS]
     found += _longest_prefix(plan, family, mark)
     if plan.link is not None:
         found += [
@@ -198,6 +209,19 @@ def _only_unbound(plan: CapturePlan, family: Family) -> Iterator[Rule]:
     else:
         for source in _ANY_SOURCE6:
             yield _go(plan, 3, _END, iif="lo", source=source)
+
+
+def _only_our_queries(plan: CapturePlan, family: Family) -> Iterator[Rule]:
+    """Steps 6 and 7, where names are split."""
+    ours = [ipaddress.ip_network(address) for address in plan.resolvers(family)]
+    if plan.resolved:
+        ours += [network for network in _included(plan, family) if network.prefixlen]
+    # Not at step 7: there the kernel takes what has no destination for a copy of these.
+    for network in dict.fromkeys(ours):
+        for protocol in _QUERY_PROTOCOLS:
+            yield _names(plan, 6, destination=network, protocol=protocol, dport=53)
+    for protocol in _QUERY_PROTOCOLS:
+        yield _go(plan, 7, _END, iif="lo", protocol=protocol, dport=53)
 
 
 def _forwarded(plan: CapturePlan, family: Family, uplinks: Uplinks) -> Iterator[Rule]:

@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import logging
 import secrets
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..config import Vpn
 from ..errors import ServerError
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ..upstream.base import PacketHandler, PacketTunnel
     from ..upstream.vpn_terms import Kind
     from .remoteshell import Shell
+
+OTHERWISE: Final = "choose another way for datagrams"
+"""What the user can do if the server cannot be set up."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +79,7 @@ class RawLinks:
         try:
             self._shell = await self._server.command(remotesetup.SHELL)
             end = vpnlink.remote_end(terms, "tun", unit)
-            await remoteshell.set_up(self._shell, end, self._owner, _log.info)
+            await remoteshell.set_up(self._shell, end, self._owner, _log.info, OTHERWISE)
             if attempt.is_lost:
                 raise ServerError("the tunnel was lost while the server was set up: try again")
         except BaseException:

@@ -59,6 +59,10 @@ class Ways(DatagramWays, Protocol):
         """Through the server."""
 
     @property
+    def direct(self) -> Upstream:
+        """By a marked socket."""
+
+    @property
     def names(self) -> Names:
         """The resolvers of both ways."""
 
@@ -80,7 +84,7 @@ class Relay:
         self.find_fact: Callable[[Hashable], Awaitable[None]] = _nobody_knows
         self.find_server: Callable[[str | None], Upstream] = lambda name: ways.proxy
         self.tasks = TaskSet()
-        self.datagrams = DatagramRelay(engine, ways, self.tasks, lambda: self.wake())
+        self.datagrams = DatagramRelay(engine, ways, lambda: self.wake())
         self._engine = engine
         self._ways = ways
         self._flows: dict[int, _FlowSide] = {}

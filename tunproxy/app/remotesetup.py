@@ -3,10 +3,17 @@
 Two forms of the same thing. :func:`commands` are for an administrator to read and to type;
 :func:`script` is for a shell on the server, over the same SSH connection (``--remote-setup``). It
 shows each command before it runs it, and undoes them all when its standard input ends: at once on
-our word, and a little later when the connection is lost, because we may come back. What a crash of
-the server has left is undone by the next script. A script that finds its own device set up by an
-earlier one takes over from it: connections through the server outlive that only if the kernel goes
-on translating their addresses meanwhile.
+our word, else a little later. What a crash of the server has left is undone by the next script. A
+script that finds its own device set up by an earlier one takes over from it: connections through
+the server outlive that only if the kernel goes on translating their addresses meanwhile, else it
+answers what the targets send with resets.
+
+How much later. The standard input ends within a round trip of the end of the TCP connection, and
+whoever ended that decides. Our side: it was killed, or it was thrown out by a box on the way and is
+back at once; :data:`LOST_S`. (A client without a network gives its connection up, but nobody hears
+that, and its successor ends this shell: see :func:`take_over`.) The server's side, where an sshd
+that is started again, or crashed, serves nobody for seconds: :data:`RETURN_S`. The shell sees the
+difference by whether the sshd that listens is still there.
 
 Below /run/tunproxy on the server, for each device: ``DEVICE.pid``, the process id of the shell that
 looks after it, ``DEVICE.owner``, whom it does that for, and ``DEVICE.undo``, a script.
@@ -40,8 +47,10 @@ FAILED: Final = "tunproxy: failed: "
 """Begins the line that says what could not be done; everything is undone then."""
 LEAVE: Final = "told=yes\n"
 """Before the end of the standard input: we do not come back."""
+LOST_S: Final = 1
+"""How long it waits for us, otherwise: a login takes some ten round trips."""
 RETURN_S: Final = 10
-"""How long it waits for us, otherwise."""
+"""How long it does where sshd itself is gone, or is not to be found."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,7 +105,8 @@ def script(end: RemoteEnd, owner: str) -> str:
     return _SCRIPT.format(
         device=end.device,
         owner=owner,
-        wait=RETURN_S,
+        lost=LOST_S,
+        away=RETURN_S,
         nat="yes" if end.nat else "no",
         table=_table(end),
         forwarding=" ".join(_FORWARDING[version].replace(".", "/") for version in end.versions),
@@ -116,7 +126,8 @@ def take_over(device: str, owner: str) -> str:
 
     A server may not notice for hours that a client has lost its network, and the device is busy as
     long. The shell that looks after it descends from the process that serves that connection. It
-    is killed, so that it undoes nothing: that is left to who takes over.
+    is killed, so that it undoes nothing: that is left to who takes over. The process is ended as
+    well, unless it serves this script.
     """
     return _TAKE_OVER.format(device=device, owner=owner, ready=READY)
 
@@ -227,11 +238,26 @@ undo() {{
 }}
 # Neither a process that has the number by now, nor one that nobody has waited for.
 is_alive() {{ [ "$(tr '\\0' ' ' 2>/dev/null <"/proc/$1/cmdline")" = "sh -s " ]; }}
+# The uppermost sshd accepts connections; those below serve this one.
+listener='' above=$$
+while [ "${{above:-0}}" -gt 1 ]; do
+    case $(cat "/proc/$above/comm" 2>/dev/null) in
+        sshd*) listener=$above ;;
+    esac
+    above=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$above/status" 2>/dev/null)
+done
 is_ours() {{ [ "$(cat "$here/$device.pid" 2>/dev/null)" = $$ ]; }}
+patience() {{
+    # What nobody has waited for has a name, and no command line.
+    case $(tr '\\0' ' ' 2>/dev/null <"/proc/$listener/cmdline") in
+        *sshd*) echo {lost} ;;
+        *) echo {away} ;;
+    esac
+}}
 leave() {{
     trap '' EXIT HUP INT TERM
     waited=0
-    while [ -z "$told" ] && is_ours && [ $waited -lt {wait} ]; do
+    while [ -z "$told" ] && is_ours && [ $waited -lt "$(patience)" ]; do
         sleep 1
         waited=$((waited + 1))
     done
@@ -288,17 +314,22 @@ echo "{ready}"
 
 _TAKE_OVER: Final = """\
 here=/run/tunproxy
-if [ "$(cat "$here/{device}.owner" 2>/dev/null)" = {owner} ]; then
-    pid=$(cat "$here/{device}.pid")
-    above=$pid
+server_of() {{
+    above=$1
     while [ "${{above:-0}}" -gt 1 ]; do
         case $(cat "/proc/$above/comm" 2>/dev/null) in
             sshd*) break ;;
         esac
         above=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$above/status" 2>/dev/null)
     done
+    echo "${{above:-0}}"
+}}
+is_alive() {{ [ "$(tr '\\0' ' ' 2>/dev/null <"/proc/$1/cmdline")" = "sh -s " ]; }}
+pid=$(cat "$here/{device}.pid" 2>/dev/null)
+if [ "$(cat "$here/{device}.owner" 2>/dev/null)" = {owner} ] && is_alive "$pid"; then
+    server=$(server_of "$pid")
     kill -9 "$pid"
-    [ "${{above:-0}}" -gt 1 ] && kill "$above"
+    [ "$server" -gt 1 ] && [ "$server" != "$(server_of $$)" ] && kill "$server"
 fi
 echo "{ready}"
 exit

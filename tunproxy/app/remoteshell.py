@@ -40,10 +40,13 @@ class Shell(Protocol):
     async def wait(self) -> int | None: ...
 
 
-async def set_up(shell: Shell, end: RemoteEnd, owner: str, show: Callable[[str], None]) -> None:
+async def set_up(
+    shell: Shell, end: RemoteEnd, owner: str, show: Callable[[str], None], otherwise: str
+) -> None:
     """Have ``shell`` do what ``end`` needs; ``show`` gets each command as it is run.
 
-    ``owner``: see :func:`.remotesetup.script`.
+    ``owner``: see :func:`.remotesetup.script`. ``otherwise``: what the user can do who has no right
+    to that; it goes on after "log in as root or with sudo, or".
 
     Raises:
         ServerError: one of them failed, and all is undone; or there is no right, or no answer.
@@ -58,12 +61,13 @@ async def set_up(shell: Shell, end: RemoteEnd, owner: str, show: Callable[[str],
                 if line.startswith(remotesetup.SHOWN):
                     show(f"on the server: {line.removeprefix(remotesetup.SHOWN)}")
                 elif line.startswith(remotesetup.FAILED):
-                    raise _failed(line.removeprefix(remotesetup.FAILED), last)
+                    raise _failed(line.removeprefix(remotesetup.FAILED), last, otherwise)
                 else:
                     last = line
     except TimeoutError:
-        raise _failed(f"it took more than {SET_UP_S:.0f} s", last) from None
-    raise _failed("its shell has ended", last or shell.errors.strip().rpartition("\n")[2])
+        raise _failed(f"it took more than {SET_UP_S:.0f} s", last, otherwise) from None
+    said = last or shell.errors.strip().rpartition("\n")[2]
+    raise _failed("its shell has ended", said, otherwise)
 
 
 async def undo(shell: Shell) -> None:
@@ -83,9 +87,9 @@ async def end(shell: Shell) -> None:
     shell.close()
 
 
-def _failed(what: str, said: str) -> ServerError:
+def _failed(what: str, said: str, otherwise: str) -> ServerError:
     because = f" ({said})" if said else ""
     return ServerError(
-        f"the server could not be set up: {what}{because}; log in as root or with sudo, or leave "
-        "out --remote-setup and have its administrator run the commands that are shown then"
+        f"the server could not be set up: {what}{because}; log in as root or with sudo, or "
+        f"{otherwise}"
     )

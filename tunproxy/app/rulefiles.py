@@ -75,7 +75,7 @@ def unchanged_until_restart(before: Config, after: Config) -> list[str]:
     found = [name for name in fields if getattr(before, name) != getattr(after, name)]
     found += [
         f"dns.{name}"
-        for name in ("mode", "fake_ip_range", "fake_ip_range6")
+        for name in ("mode", "fake_ip_range", "fake_ip_range6", "split")
         if getattr(before.dns, name) != getattr(after.dns, name)
     ]
     return found

@@ -12,6 +12,7 @@ Routing rules (:mod:`.policy`) cannot see who sends a packet, nor change one. Th
   The answer is turned back into one to 127.0.0.1, which comes in on the TUN thanks to
   route_localnet. IPv6 has no such setting (its lookup of ::1 is strict about the interface), so
   there the answer, recognized by the address of the asker, is first moved to the interface lo.
+  Where names are split by systemd-resolved, it answers them all, and asks us when it has to.
 - A UDP server that is not bound to an address answers without a source, as if it began something.
   Who has asked is remembered for three minutes, and his answer gets the address he asked. That
   makes it an answer for the routing rules, too.
@@ -69,7 +70,7 @@ def ruleset(
     cgroups to capture, in mode ``cgroup``. ``stub6``: divert queries to ::1, too, for which the
     kernel needs the family ``netdev`` and its ``fwd``.
     """
-    stub6 = stub6 and plan.names and plan.link is None and 6 in plan.families
+    stub6 = stub6 and plan.diverts and plan.link is None and 6 in plan.families
     sections = [_postrouting(plan)]
     if plan.mode == "system":
         sections += [_remember_askers(plan), _answer_as_asked(plan)]
@@ -78,7 +79,7 @@ def ruleset(
         sections.append(_output_cgroup(plan, captured))
     if plan.link is not None:
         sections += [_fit_segments(plan), _keep_strangers_out(plan), _refuse_queries(plan)]
-    if plan.names:
+    if plan.diverts:
         sections.append(_divert_queries(plan, stub6))
     if plan.trap is not None:
         sections += [_refuse(plan.trap, hook) for hook in ("output", "forward")]

@@ -8,15 +8,13 @@ import hashlib
 import logging
 import os
 import pathlib
-import resource
 import signal
 from typing import TYPE_CHECKING
-
-import uvloop
 
 from ..errors import ConfigError, MachineError
 from ..upstream.exit import ExitServer, generate_key
 from ..upstream.permit import Permit
+from . import process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -48,11 +46,7 @@ def serve(
     server = ExitServer(
         listen, host_keys=[str(key)], authorized_keys=str(authorized_keys), permit=permit
     )
-    # Each channel is a descriptor, and the soft limit is made for select(2).
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(server, listen[0], key, say))
+    process.run(_run(server, listen[0], key, say))
     return 0
 
 

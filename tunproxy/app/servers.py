@@ -6,12 +6,23 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import OpenFailed, Refusal, TunproxyError
+from ..errors import OpenFailed, Refusal, ServerError, TunproxyError
+from . import datagramtiers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from ..upstream.base import Stream, StreamHandler, Upstream
+    from ..upstream.base import (
+        PacketHandler,
+        PacketTunnel,
+        Pipe,
+        PipeHandler,
+        Stream,
+        StreamHandler,
+        Upstream,
+    )
+    from ..upstream.vpn_terms import Kind
+    from .remoteshell import Shell
     from .tasks import TaskSet
 
 RETRY_S = 15.0
@@ -21,8 +32,12 @@ PerSourcePenalties of sshd_config(5) punish who insists."""
 _log = logging.getLogger(__name__)
 
 
-class Server(Protocol):
+class Server(datagramtiers.Server, Protocol):
     """An upstream that has to be logged in to."""
+
+    @property
+    def resolver_addresses(self) -> Sequence[str]:
+        """The resolvers on its side; empty when they are not known."""
 
     async def connect(self) -> None:
         """Log in for the first time; raises TunproxyError."""
@@ -33,20 +48,16 @@ class Server(Protocol):
     async def close(self) -> None:
         """Log out."""
 
-    async def open(
-        self, host: str, port: int, source: tuple[str, int], handler: StreamHandler
-    ) -> Stream:
-        """See :class:`~..upstream.base.Upstream`."""
-
 
 class LazyServer:
-    """An :class:`~..upstream.base.Upstream` that exists from the first flow on.
+    """A :class:`.datagramtiers.Server` that exists from the first flow on.
 
     ``make`` makes it; ``tasks`` run what outlives that flow.
     """
 
     def __init__(self, name: str, make: Callable[[], Server], tasks: TaskSet) -> None:
-        self._name = name
+        self.name = name
+        """What rules call it."""
         self._make = make
         self._tasks = tasks
         self._server: Server | None = None
@@ -58,13 +69,46 @@ class LazyServer:
         self, host: str, port: int, source: tuple[str, int], handler: StreamHandler
     ) -> Stream:
         """See :class:`~..upstream.base.Upstream`; OpenFailed as well where nobody lets us in."""
-        server = self._server or await self._connected()
+        server = await self.connected()
         return await server.open(host, port, source, handler)
+
+    async def pipe(self, command: str, handler: PipeHandler) -> Pipe:
+        """See :class:`.datagramtiers.Server`; ServerError as well where nobody lets us in."""
+        return await (await self._for_ways()).pipe(command, handler)
+
+    async def open_tunnel(
+        self, kind: Kind, handler: PacketHandler, *, unit: int | None
+    ) -> PacketTunnel:
+        """As :meth:`pipe`."""
+        return await (await self._for_ways()).open_tunnel(kind, handler, unit=unit)
+
+    async def command(self, command: str) -> Shell:
+        """As :meth:`pipe`."""
+        return await (await self._for_ways()).command(command)
+
+    @property
+    def is_logged_in(self) -> bool:
+        """Whether there was a login that succeeded."""
+        return self._server is not None
+
+    async def connected(self) -> Server:
+        """The server itself, which is logged in to if need be.
+
+        Raises:
+            OpenFailed: nobody lets us in.
+        """
+        return self._server or await self._connected()
 
     async def close(self) -> None:
         """Log out."""
         if self._server is not None:
             await self._server.close()
+
+    async def _for_ways(self) -> Server:
+        try:
+            return await self.connected()
+        except OpenFailed as error:
+            raise ServerError(f"no login: {error}") from error
 
     async def _connected(self) -> Server:
         loop = asyncio.get_running_loop()
@@ -72,7 +116,7 @@ class LazyServer:
             raise OpenFailed(Refusal.UNREACHABLE, self._failure)
         if self._connecting is None:
             self._connecting = loop.create_future()
-            self._tasks.spawn(self._connect(self._connecting), f"log in to {self._name}")
+            self._tasks.spawn(self._connect(self._connecting), f"log in to {self.name}")
         return await asyncio.shield(self._connecting)
 
     async def _connect(self, connecting: asyncio.Future[Server]) -> None:
@@ -80,7 +124,7 @@ class LazyServer:
         try:
             await server.connect()
         except TunproxyError as error:
-            _log.warning("no flow goes through %s: %s", self._name, error)
+            _log.warning("no flow goes through %s: %s", self.name, error)
             self._failed_at = asyncio.get_running_loop().time()
             self._failure = str(error)
             await server.close()
@@ -95,7 +139,7 @@ class LazyServer:
         self._failed_at = None
         self._server = server
         connecting.set_result(server)
-        _log.info("logged in to %s", self._name)
+        _log.info("logged in to %s", self.name)
         await server.run()
 
 
@@ -106,6 +150,11 @@ class Servers:
         self._first = first
         self._first_name = first_name
         self._others = others
+
+    @property
+    def others(self) -> Mapping[str, LazyServer]:
+        """All but the first, by name."""
+        return self._others
 
     def find(self, name: str | None) -> Upstream:
         """Return the way out by the name that a decision has."""

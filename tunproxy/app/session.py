@@ -14,108 +14,53 @@ import functools
 import ipaddress
 import logging
 import os
-import resource
 import secrets
-import signal
-import socket
-import time
 from typing import TYPE_CHECKING
 
-import uvloop
-
-from .. import __version__, config, log
-from ..errors import TunproxyError
+from .. import __version__, config
 from ..flow.engine import Engine, Settings
 from ..flow.fakeip import CAPACITY, RESERVED, FakePools
 from ..flow.nameserver import NameServer
 from ..flow.nat import NatTable, Place, nat_network
 from ..flow.translator import Translator
-from ..linux.tun import Tun
+from ..linux import resolved
 from ..upstream.direct import DirectUpstream
+from ..upstream.direct_datagrams import DirectDatagrams
 from ..upstream.pool import SshPool
 from ..upstream.resolver_direct import DirectResolver
 from ..upstream.ssh import LinkState
-from . import rulefiles
-from .broker import Broker
-from .control import ControlServer, Status
+from . import enginesession, rulefiles
+from .control import Status
 from .datagramtiers import FarNames, candidates
 from .datagramways import DatagramWays
+from .devicereader import device_lost
 from .driver import Driver
 from .enginesession import EngineSession, rss_bytes
-from .ipc import Failed, Listener, Start, engine_link
+from .ipc import Start
 from .kernelstack import KernelStack
 from .names import Names
 from .pcap import Inside, PacketTrace
 from .relay import Relay
+from .serverways import ServerWays
 from .steering import Steering
 from .tasks import TaskSet
 from .vpnsession import VpnSession
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
-    from .datagramways import Way as DatagramWay
-    from .ipc import EngineLink, Received, ToEngine
+    from ..linux.tun import Tun
+    from ..upstream.base import Relay as DatagramWay
+    from .broker import Broker
+    from .control import Handler
 
 _log = logging.getLogger(__name__)
 
 
 def run(sock: socket.socket) -> int:
     """Serve the supervisor at the other end of ``sock``; return the exit status of the process."""
-    with engine_link(sock) as link:
-        try:
-            received = link.recv()
-            if received is None:
-                return 0
-            listeners = _listeners(link, received.message)
-            # A flow of the kernel's stack, and one that goes DIRECT, is a descriptor each; the soft
-            # limit is made for select(2).
-            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(link, received, listeners))
-        except TunproxyError as error:
-            link.send(Failed(error.exit_status, str(error)))
-            return error.exit_status
-    return 0
-
-
-def _listeners(link: EngineLink, start: ToEngine) -> list[socket.socket]:
-    """What the kernel's stack is to meet, in descriptors that follow ``start``."""
-    listeners = []
-    for _ in range(start.listeners if isinstance(start, Start) else 0):
-        received = link.recv()
-        if received is None or not isinstance(received.message, Listener):
-            raise TunproxyError("the supervisor did not send its listeners: a defect of tunproxy")
-        listener = socket.socket(fileno=received.fds[0])
-        listener.setblocking(False)
-        listeners.append(listener)
-    return listeners
-
-
-async def _serve(
-    link: EngineLink, received: Received[ToEngine], listeners: list[socket.socket]
-) -> None:
-    start = received.message
-    if not isinstance(start, Start):
-        raise TunproxyError("the supervisor did not begin with Start: a defect of tunproxy")
-    log.setup(start.verbosity)
-    loop = asyncio.get_running_loop()
-    broker = Broker(link, loop)
-    tun = Tun.adopt(received.fds[0], start.tun.name, start.tun.offload)
-    control = socket.socket(fileno=received.fds[1])
-    # The terminal's signals are the supervisor's business; we end when it does.
-    for number in (signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, _log.debug, "signal ignored: the supervisor acts on it")
-    loop.add_signal_handler(signal.SIGTERM, broker.ended.set)
-    session = _make_session(start, tun, broker, listeners)
-    loop.set_exception_handler(session.defect)
-    try:
-        await session.run(control)
-    finally:
-        await session.close()
-        broker.close()
-        tun.close()
+    return enginesession.run(sock, Start, _make_session)
 
 
 def _make_session(
@@ -142,12 +87,16 @@ class Session(EngineSession):
         self._config = start.config
         self._tun = tun
         self._listeners = listeners
-        self._began_at = time.monotonic()
         cfg = self._config
         rules = rulefiles.read(cfg)
         self._pools = _make_pools(cfg)
-        self.direct_resolver = DirectResolver(broker.make_socket, start.resolvers)
+        ours = {str(address) for address in (start.dns4, start.dns6) if address}
+        near = resolved.SystemResolvers(start.resolvers, ours)
+        self.direct_resolver = DirectResolver(broker.make_socket, near)
         self.direct = DirectUpstream(broker.make_socket, self.direct_resolver)
+        self.direct_datagrams = DirectDatagrams(
+            broker.make_socket, broker.make_ping_socket, self.direct_resolver
+        )
         self._engine: Engine | None = None
         self.ssh = self._make_server(cfg.server[0], self._on_state)
         self._tasks = TaskSet()
@@ -163,39 +112,44 @@ class Session(EngineSession):
         self.proxy = self.names.proxy
         self._local = None if start.local is None else _packed(start.local)
         self._steering = Steering(
-            start, rules, broker, self._tasks, self.proxy, self._make_server, self._local
+            start, rules, broker, self._tasks, self.proxy, self._make_other, self._local
         )
         self._far_names = FarNames(functools.partial(self.names.query, server=None, direct=False))
         self._datagram_ways = DatagramWays(
             candidates(cfg, self.ssh, self._far_names), self._datagram_way_changed
         )
+        self._server_ways = ServerWays(
+            cfg,
+            self._datagram_ways,
+            self._steering.servers.others,
+            self._tasks,
+            self._datagram_way_changed,
+        )
         self._driver: Driver | None = None
         self._relay: Relay | None = None
         self._kernel: KernelStack | None = None
-        self._control: ControlServer | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._trace: PacketTrace | None = None
         if cfg.tun.pcap is not None:
             names = self._pools.name_of_packed
             self._trace = PacketTrace.open(cfg.tun.pcap, cfg.tun.pcap_filter, names)
 
-    async def run(self, control: socket.socket) -> None:
+    def handlers(self) -> dict[str, Handler]:
+        """Who answers what is asked at the control socket."""
+        return {
+            "status": self._status,
+            "reload": self._steering.answer_reload,
+            "dns-query": self.names.answer_query,
+            "dns-list": self.names.answer_list,
+            "dns-flush": self.names.answer_flush,
+        }
+
+    async def run(self) -> None:
         """Log in, then relay until the supervisor ends it.
 
         Raises:
             ServerError: the first login failed.
         """
-        self._control = ControlServer(
-            control,
-            {
-                "status": self._status,
-                "reload": self._steering.answer_reload,
-                "dns-query": self.names.answer_query,
-                "dns-list": self.names.answer_list,
-                "dns-flush": self.names.answer_flush,
-            },
-        )
-        await self._control.start()
         if not await self._until_ended(self.ssh.connect()):
             return
         if not self.ssh.resolver_addresses:
@@ -209,7 +163,8 @@ class Session(EngineSession):
         self._keeper = loop.create_task(self.ssh.run(), name="keep connected")
         self._tasks.spawn(self._datagram_ways.run(), "keep a way for datagrams")
         self._broker.connected(self._config.server[0].target, list(self.ssh.addresses))
-        await self._until_ended(self._driver_lost())
+        assert self._driver is not None
+        await self._until_ended(device_lost(self._driver))
 
     async def close(self) -> None:
         """Stop reading packets, abort all streams, leave the server."""
@@ -218,10 +173,11 @@ class Session(EngineSession):
         if self._trace is not None:
             self._trace.close()
         await self._tasks.cancel()
-        self._datagram_ways.close()
+        await self._server_ways.close()
         await self._far_names.close()
         if self._relay is not None:
             await self._relay.close()
+        self.direct_datagrams.close()
         if self._kernel is not None:
             await self._kernel.close()
         if self._keeper is not None:
@@ -231,20 +187,6 @@ class Session(EngineSession):
         await self._steering.close()
         await self.names.close()
         await self.ssh.close()
-        if self._control is not None:
-            self._control.close()
-
-    async def _driver_lost(self) -> None:
-        """Wait until the TUN is gone.
-
-        Raises:
-            MachineError: always, in the end.
-        """
-        driver = self._driver
-        assert driver is not None
-        await driver.lost.wait()
-        assert driver.loss is not None
-        raise driver.loss
 
     def _build(self) -> None:
         cfg = self._config
@@ -297,7 +239,9 @@ class Session(EngineSession):
         self._relay.wake = self._driver.wake
         self._relay.find_fact = self._steering.find
         self._relay.find_server = self._steering.servers.find
-        self._steering.begin(engine, server_names)
+        self._steering.begin(engine, server_names, self.names)
+        for name in self._server_ways:
+            self._datagram_way_changed(name)
         self._driver.start()
 
     def _make_server(
@@ -312,6 +256,15 @@ class Session(EngineSession):
             is_captured=self._engine is not None,
         )
 
+    def _make_other(self, server: config.Server) -> SshPool:
+        """One that is not the first; its way for datagrams is looked for elsewhere."""
+
+        def on_state(state: LinkState) -> None:
+            if state is LinkState.UP:
+                self._server_ways.try_again(server.name)
+
+        return self._make_server(server, on_state)
+
     def _on_state(self, state: LinkState) -> None:
         _log.info("ssh: %s", state.value)
         if state is LinkState.UP:
@@ -319,14 +272,13 @@ class Session(EngineSession):
                 self._tasks.spawn(self.names.look_around(), "look at the far resolver")
             self._datagram_ways.try_again()
 
-    @property
-    def datagrams(self) -> DatagramWay | None:
-        """The way of datagrams through the server, if there is one."""
-        return self._datagram_ways.way
+    def find_datagrams(self, server: str | None) -> DatagramWay | None:
+        """The way of datagrams through a server, by the name that a decision has for it."""
+        return self._server_ways.find(server)
 
-    def _datagram_way_changed(self) -> None:
+    def _datagram_way_changed(self, server: str | None = None) -> None:
         if self._relay is not None:
-            self._relay.datagrams.way_changed()
+            self._relay.datagrams.way_changed(server)
 
     def _status(self, request: dict[str, object]) -> Status:
         engine, proxy = self._engine, self.ssh
@@ -334,7 +286,8 @@ class Session(EngineSession):
         if engine is not None:
             counters.update(engine.counters)
         counters.update(self.names.counters())
-        counters.update(self._datagram_ways.counters())
+        counters.update(self._server_ways.counters())
+        counters.update(self.direct_datagrams.counters)
         counters.update({f"ssh_{name}": count for name, count in proxy.counters.items()})
         return Status(
             version=__version__,
@@ -347,7 +300,7 @@ class Session(EngineSession):
             state=proxy.state.value,
             cipher=proxy.cipher,
             path=proxy.connection_path,
-            uptime_s=round(time.monotonic() - self._began_at, 3),
+            uptime_s=self.uptime_s(),
             reconnects=proxy.reconnects,
             connections=proxy.connections,
             flows=len(engine.table) if engine else 0,
@@ -356,11 +309,13 @@ class Session(EngineSession):
             bytes_up=engine.bytes_up if engine else 0,
             bytes_down=engine.bytes_down if engine else 0,
             dns_queries=engine.dns.queries if engine else 0,
+            dns_split=list(self._config.dns.split),
             counters={name: count for name, count in counters.items() if count},
             rss_bytes=rss_bytes(),
             rules=self._steering.hits(),
             udp=self._datagram_ways.name,
             udp_reason=self._datagram_ways.reason,
+            udp_servers=self._server_ways.describe(),
         )
 
 

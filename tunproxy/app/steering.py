@@ -9,6 +9,8 @@ import logging
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from .. import config as configuration
 from ..errors import ConfigError
 from ..flow.dnspolicy import DnsPolicy
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ..wire.dns import Address
     from .broker import Broker
     from .ipc import Start
+    from .names import Names
     from .rulefiles import Edition
     from .servers import Server
     from .tasks import TaskSet
@@ -65,6 +68,7 @@ class Steering:
         self._book.on_change = self._change
         self._diag = _open_diag(start.tun.name)
         self._engine: Engine | None = None
+        self._names: Names | None = None
         self._server_names: Mapping[str, Sequence[Address]] = {}
         self.owners = Owners(
             broker.owners, self._diag, edition, tasks, local=local, resolve=self._resolve
@@ -85,9 +89,12 @@ class Steering:
         """The rules in force."""
         return self._book.edition.table
 
-    def begin(self, engine: Engine, server_names: Mapping[str, Sequence[Address]]) -> None:
-        """Let changes of the rules reach ``engine``; ``server_names`` as for DnsPolicy."""
+    def begin(
+        self, engine: Engine, server_names: Mapping[str, Sequence[Address]], names: Names
+    ) -> None:
+        """Let changes reach ``engine`` and ``names``; ``server_names`` as for DnsPolicy."""
         self._engine = engine
+        self._names = names
         self._server_names = server_names
         self._tasks.spawn(self._book.watch(), "watch the rule files")
 
@@ -129,13 +136,15 @@ class Steering:
         return Reloaded(rules=len(self.table.decisions), restart=tuple(late))
 
     def _change(self, edition: Edition) -> None:
-        dns = edition.config.dns
+        # Who asks us for which names has been settled at the start.
+        split = self._start.config.dns.split
+        dns = msgspec.structs.replace(edition.config.dns, split=split)
         policy = DnsPolicy.from_config(dns, self._server_names)
         self.owners.edition = edition
         if self._engine is not None:
             self._engine.set_rules(edition.table, policy)
-            if isinstance(dns.truthful, bool):
-                self._engine.dns.nameserver.truthful = dns.truthful
+        if self._names is not None:
+            self._names.reconfigure(dns)
 
     def _reload_by_signal(self) -> None:
         self._tasks.spawn(self._reload_and_log(), "reload")

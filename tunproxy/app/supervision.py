@@ -55,8 +55,17 @@ _LINE_LEN: Final = 1000
 _PATH_LEN: Final = 1000
 """Characters of the longest path that the engine is told."""
 
-_FAMILIES: Final = frozenset({socket.AF_INET, socket.AF_INET6})
-_TYPES: Final = frozenset({socket.SOCK_STREAM, socket.SOCK_DGRAM})
+_PING: Final = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
+_SOCKETS: Final = frozenset(
+    (family, kind, protocol)
+    for family, ping in _PING.items()
+    for kind, protocol in (
+        (socket.SOCK_STREAM, 0),
+        (socket.SOCK_DGRAM, 0),
+        (socket.SOCK_DGRAM, ping),
+    )
+)
+"""Family, type and protocol of the sockets that the engine may have."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,12 +265,13 @@ class Supervision:
 
     def _make_socket(self, request: ipc.WantSocket) -> None:
         """Make a socket whose packets are not captured, on behalf of the engine."""
-        if request.family not in _FAMILIES or request.type not in _TYPES:
-            text = f"no sockets of family {request.family}, type {request.type}"
+        what = request.family, request.type, request.protocol
+        if what not in _SOCKETS:
+            text = "no sockets of family {}, type {}, protocol {}".format(*what)
             self._engine.link.send(ipc.SocketFailed(request.id, text))
             return
         try:
-            with self._machine.make_socket(request.family, request.type) as sock:
+            with self._machine.make_socket(*what) as sock:
                 self._engine.link.send(ipc.Socket(request.id), [sock.fileno()])
         except OSError as error:
             self._engine.link.send(ipc.SocketFailed(request.id, error.strerror or str(error)))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import logging
 import os
 import socket
 from typing import TYPE_CHECKING, Final
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
     from ..linux.netlink import Family
 
 __all__ = ["EngineError", "Job", "Run", "Up", "Vpn", "supervise"]
-
-_log = logging.getLogger(__name__)
 
 _LISTEN_QUEUE: Final = 4096
 """Linux' own net.core.somaxconn."""
@@ -74,11 +71,11 @@ def supervise(
     caller = privileges.caller()
     with SignalEvents() as signals, contextlib.ExitStack() as undo:
         instance = Instance.create(config.tun.name)
-        earlier = instance.earlier
-        problems: list[str] = []
-        undo.callback(_leave, instance, earlier, problems)
+        undo.callback(instance.leave)
         run, vpn = isinstance(job, Run), isinstance(job, Vpn)
-        plan = CapturePlan.from_config(config, instance.slot, run, vpn=vpn, earlier=earlier)
+        plan = CapturePlan.from_config(
+            config, instance.slot, run, vpn=vpn, earlier=instance.earlier
+        )
         tun = undo.enter_context(Tun.open(plan.tun, offload=config.tun.offload, tap=plan.tap))
         resolvers = resolved.system_resolvers()
         machine: OwnMachine | ForeignMachine
@@ -86,7 +83,7 @@ def supervise(
             machine = ForeignMachine(config, plan)
         else:
             machine = OwnMachine(config, instance, plan)
-            undo.callback(_undo, machine, problems)
+            undo.callback(instance.undo_by, machine.undo)
             machine.prepare()
         with (
             control_socket(instance.control_path, caller) as control,
@@ -97,7 +94,7 @@ def supervise(
             if isinstance(machine, OwnMachine):
                 # Traffic goes its ordinary way before the engine ends; what is left (the bypass
                 # cgroup) is undone after that.
-                undo.callback(_undo, machine, problems)
+                undo.callback(instance.undo_by, machine.undo)
                 machine.adopt(engine.pid)
             start = _start(config, plan, tun, resolvers, verbosity, len(listeners), origin)
             engine.link.send(start, [tun.fileno(), control.fileno()])
@@ -115,27 +112,6 @@ def _is_foreign(config: Config, job: Job) -> bool:
         return False
     device = find_device(config.tun.name)
     return device is not None and device.persistent
-
-
-def _undo(machine: OwnMachine, problems: list[str]) -> None:
-    for problem in machine.undo():
-        _log.error("not undone: %s", problem)
-        problems.append(problem)
-
-
-def _leave(instance: Instance, earlier: CapturePlan | None, problems: list[str]) -> None:
-    """Forget the instance, unless ``tunproxy recover`` has to know of it.
-
-    That is where something could not be undone, or where an ``earlier`` one has left a kill switch
-    that still holds, because we did not get as far as replacing it.
-    """
-    if problems:
-        return
-    if earlier is not None:
-        instance.save(earlier)
-        if instance.blocks:
-            return
-    instance.remove()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ server the tunnel comes first, because its device has to be there before it can 
 over the same connection (``--remote-setup``), or by an administrator, to whom we say how.
 
 When the connection is lost the device and its routes stay, and nothing but time passes for the
-applications. The same device of the server and the same addresses are asked for again.
+applications. The same device of the server and the same addresses are asked for again. So it is
+when only the tunnel is lost: whoever looks after the server's end then hands it to a successor.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import contextlib
 import logging
 import os
 import secrets
-import time
-from typing import TYPE_CHECKING
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .. import __version__
 from ..errors import ServerError
@@ -25,17 +27,16 @@ from ..upstream.ssh import LinkState, SshUpstream
 from ..upstream.ssh_refusal import TunnelRefusal, TunnelRefused
 from ..upstream.vpn_terms import Wish
 from . import remotesetup, remoteshell, vpnlink
-from .control import ControlServer, Direction, LinkStatus, Status
+from .control import Direction, LinkStatus, Status
 from .enginesession import EngineSession, rss_bytes
 from .packetpump import PacketPump
 
 if TYPE_CHECKING:
-    import socket
-
     from ..linux.tun import Tun
     from ..upstream.base import PacketTunnel
     from ..upstream.vpn_terms import Kind, Terms
     from .broker import Broker
+    from .control import Handler
     from .ipc import LinkTerms, Start
     from .remoteshell import Shell
 
@@ -44,6 +45,11 @@ _log = logging.getLogger(__name__)
 RETRY_FIRST_S = 0.2
 RETRY_MOST_S = 5.0
 """Between attempts to open the tunnel again while the connection stands."""
+
+OTHERWISE: Final = (
+    "leave out --remote-setup and have its administrator run the commands that are shown then"
+)
+"""What the user can do if the server cannot be set up."""
 
 
 class _Changed(ServerError):
@@ -59,12 +65,11 @@ class VpnSession(EngineSession):
         self._vpn = start.config.vpn
         self._kind: Kind = "tap" if self._vpn.tap else "tun"
         self._device = device
-        self._began_at = time.monotonic()
         loop = asyncio.get_running_loop()
         resolver = DirectResolver(broker.make_socket, start.resolvers)
         self.proxy = SshUpstream(
             start.config.server[0],
-            make_socket=broker.make_socket,
+            make_socket=self._make_socket,
             ask=broker.ask,
             resolve=resolver.addresses,
             on_state=self._on_state,
@@ -74,19 +79,21 @@ class VpnSession(EngineSession):
         self._terms: Terms | None = None
         self._link: LinkTerms | None = None
         self._shell: Shell | None = None
+        """Looks after the server's end, by the present connection."""
         self._name = secrets.token_hex(8)
         """Ours on the server: what is set up there may be for somebody else by now."""
-        self._control: ControlServer | None = None
         self._keeper: asyncio.Task[None] | None = None
 
-    async def run(self, control: socket.socket) -> None:
+    def handlers(self) -> dict[str, Handler]:
+        """Who answers what is asked at the control socket."""
+        return {"status": self._status}
+
+    async def run(self) -> None:
         """Log in, open the tunnel, then pump until the supervisor ends it.
 
         Raises:
             ServerError: the first login failed, or the server opens no tunnel.
         """
-        self._control = ControlServer(control, {"status": self._status})
-        await self._control.start()
         if not await self._until_ended(self._begin()):
             return
         assert self._link is not None
@@ -107,8 +114,6 @@ class VpnSession(EngineSession):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
         await self.proxy.close()
-        if self._control is not None:
-            self._control.close()
 
     # --- the first time -------------------------------------------------------------------------
 
@@ -126,7 +131,7 @@ class VpnSession(EngineSession):
             self._explain()
         await self._attach(tunnel)
 
-    async def _open_first(self) -> PacketTunnel:
+    async def _open_first(self) -> _Opened:
         """Open the device that the user named; or the first that is free, and remember it."""
         if self._unit is not None:
             return await self._open(self._unit)
@@ -171,17 +176,46 @@ class VpnSession(EngineSession):
 
     # --- each time ------------------------------------------------------------------------------
 
-    async def _open(self, unit: int | None) -> PacketTunnel:
-        big = self._terms is not None and self._terms.big
-        return await self.proxy.open_tunnel(self._kind, self.pump, unit=unit, big=big)
+    async def _make_socket(self, family: int, kind: int) -> socket.socket:
+        """A marked socket. One that we give up tells the server once, and not later.
 
-    async def _attach(self, tunnel: PacketTunnel) -> None:
-        """Let packets through ``tunnel``, once the server's end leads somewhere."""
-        if self._terms is None and self._vpn.remote_setup:
-            self._shell = await self.proxy.command(remotesetup.SHELL)
-            end, show = self._remote_end(), self._broker.note
-            await remoteshell.set_up(self._shell, end, self._name, show)
-        self.pump.attach(tunnel)
+        A connection that is given up is one whose network is gone. Its FIN would be repeated until
+        that is back; then the server's end would be undone just when we come back to it.
+        """
+        sock = await self._broker.make_socket(family, kind)
+        if self._vpn.remote_setup:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return sock
+
+    async def _open(self, unit: int | None) -> _Opened:
+        big = self._terms is not None and self._terms.big
+        handler = _Handler(self.pump)
+        tunnel = await self.proxy.open_tunnel(self._kind, handler, unit=unit, big=big)
+        return _Opened(tunnel, handler)
+
+    async def _attach(self, opened: _Opened) -> None:
+        """Let packets through what was opened, once the server's end leads somewhere."""
+        try:
+            if self._terms is None and self._vpn.remote_setup:
+                await self._set_up()
+            if opened.handler.is_lost:
+                raise ServerError("the tunnel was lost while the server was set up: start again")
+        except BaseException:
+            opened.tunnel.close()  # it holds the device
+            raise
+        self.pump.attach(opened.tunnel)
+
+    async def _set_up(self) -> None:
+        """Have the server's end configured, by a shell that stays until it is to be undone."""
+        before = self._shell
+        self._shell = await self.proxy.command(remotesetup.SHELL)
+        end, show = self._remote_end(), self._broker.note
+        try:
+            await remoteshell.set_up(self._shell, end, self._name, show, OTHERWISE)
+        finally:
+            if before is not None:
+                # It is not in charge any more, and undoes nothing.
+                before.write_eof()
 
     async def _keep_open(self) -> None:
         """Open the tunnel again whenever it is lost.
@@ -218,7 +252,7 @@ class VpnSession(EngineSession):
         try:
             if self._terms is not None:
                 await self._agree_again()
-            elif self._vpn.remote_setup:
+            elif self._vpn.remote_setup and self._shell is None:
                 await self._take_over()
             await self._attach(await self._open(self._unit))
         except _Changed:
@@ -265,7 +299,7 @@ class VpnSession(EngineSession):
             state=self.proxy.state.value,
             cipher=self.proxy.cipher,
             path=self.proxy.connection_path,
-            uptime_s=round(time.monotonic() - self._began_at, 3),
+            uptime_s=self.uptime_s(),
             reconnects=self.proxy.reconnects,
             counters=self.defects(),
             rss_bytes=rss_bytes(),
@@ -285,3 +319,24 @@ class VpnSession(EngineSession):
                 packets=pump.packets_down, octets=pump.octets_down, drops=pump.drops_down
             ),
         )
+
+
+class _Handler:
+    """Passes on what a tunnel has for the pump, and remembers its end, attached or not."""
+
+    def __init__(self, pump: PacketPump) -> None:
+        self.is_lost = False
+        self._pump = pump
+        self.packet_received = pump.packet_received
+        self.room = pump.room
+
+    def tunnel_lost(self) -> None:
+        self.is_lost = True
+        self._pump.tunnel_lost()
+
+
+class _Opened(NamedTuple):
+    """An open tunnel, and who is told of it."""
+
+    tunnel: PacketTunnel
+    handler: _Handler

@@ -108,9 +108,9 @@ def _instance(tun: str | None) -> Instance:
         TunproxyError: there is none.
         ConfigError: there are several.
     """
-    from tunproxy.app.instance import find_instances
+    from tunproxy.app.instance import running_instances
 
-    running = [instance for instance in find_instances() if instance.alive]
+    running = running_instances()
     if tun is not None:
         running = [instance for instance in running if instance.tun == tun]
     if not running:

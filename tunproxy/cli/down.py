@@ -38,9 +38,9 @@ def down(tun: str | None) -> int:
 
 
 def _choose(tun: str | None) -> Instance:
-    from tunproxy.app.instance import find_instances
+    from tunproxy.app.instance import running_instances
 
-    running = [instance for instance in find_instances() if instance.alive]
+    running = running_instances()
     chosen = [instance for instance in running if tun in (None, instance.tun)]
     names = ", ".join(instance.tun for instance in running)
     if not running:

@@ -94,6 +94,7 @@ def capture_options(function: Callable[..., int]) -> Callable[..., int]:
         click.option("--pcap", metavar="FILE", help="Write the captured packets to this file."),
         click.option("--pcap-filter", metavar="HOST:PORT", help="Only this host, port or both."),
         click.option("--dns", type=click.Choice(get_args(DnsMode)), help="How names are answered."),
+        repeatable("--split-dns", "SUFFIX", str, "Answer only names at or below this one"),
         click.option("--udp", type=click.Choice(get_args(UdpVia)), help="How datagrams leave."),
         *_system_options(),
     )
@@ -185,10 +186,14 @@ def _configured(function: Callable[..., int], *options: _Decorator) -> Callable[
             )
         return function(config=config, verbosity=verbosity, **given)
 
-    made: Callable[..., int] = wrapper
+    return with_options(wrapper, *options)
+
+
+def with_options(function: Callable[..., int], *options: _Decorator) -> Callable[..., int]:
+    """Add ``options``, which the help shows in this order."""
     for add in reversed(options):
-        made = add(made)
-    return made
+        function = add(function)
+    return function
 
 
 def repeatable(
@@ -206,7 +211,7 @@ def repeatable(
 
     return click.option(
         name,
-        prefix + name.lstrip("-"),
+        prefix + name.lstrip("-").replace("-", "_"),
         metavar=metavar,
         multiple=True,
         callback=parse_all,

@@ -21,9 +21,9 @@ def reload(tun: str | None) -> int:
     import msgspec
 
     from tunproxy.app import control
-    from tunproxy.app.instance import find_instances
+    from tunproxy.app.instance import running_instances
 
-    running = [instance for instance in find_instances() if instance.alive]
+    running = running_instances()
     chosen = [instance for instance in running if tun in (None, instance.tun)]
     if not chosen:
         what = f" with the device {tun}" if tun is not None and running else ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import repeatable, route, verbosity_option
+from .options import repeatable, route, verbosity_option, with_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,9 +32,10 @@ def _address(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _hub_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def _hub_options(function: Callable[..., int]) -> Callable[..., int]:
     """Add what a hub is told; without a word about it, each is None or empty."""
-    options = [
+    return with_options(
+        function,
         repeatable(
             "--pool",
             "CIDR",
@@ -70,10 +71,7 @@ def _hub_options(function: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Let the world see clients' own addresses.",
         ),
-    ]
-    for add in reversed(options):
-        function = add(function)
-    return function
+    )
 
 
 @click.command()
@@ -83,7 +81,7 @@ def _hub_options(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     metavar="ADDR:PORT",
     callback=_address,
-    help="Where to listen; [::]:PORT for every interface.",
+    help="Where to listen; [::]:PORT for every interface, with IPv4 and IPv6.",
 )
 @click.option(
     "--host-key",

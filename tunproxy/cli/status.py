@@ -26,13 +26,11 @@ def status(as_json: bool) -> int:
     The exit status is 1 when nothing runs, or when what runs does not answer.
     """
     from tunproxy.app import control
-    from tunproxy.app.instance import find_instances
+    from tunproxy.app.instance import running_instances
 
     answers: list[object] = []
     failures: list[str] = []
-    for instance in find_instances():
-        if not instance.alive:
-            continue
+    for instance in running_instances():
         try:
             answers.append(control.request(instance.control_path, "status"))
         except TunproxyError as error:
@@ -74,13 +72,24 @@ def describe(status: Status) -> Iterator[str]:
         yield f"  capture  {status.mode}, {status.stack} stack {offload}"
         yield f"  flows    {status.flows} open, {status.flows_total} in all"
         yield f"  traffic  {octets(status.bytes_up)} up, {octets(status.bytes_down)} down"
-        yield f"  dns      {status.dns_queries} queries"
-        reason = f" ({status.udp_reason})" if status.udp_reason else ""
-        yield f"  udp      {status.udp}{reason}"
+        yield f"  dns      {status.dns_queries} queries{_split(status.dns_split)}"
+        yield f"  udp      {_way(status.udp, status.udp_reason)}"
+        for server in status.udp_servers:
+            yield f"  udp      through {server.name}: {_way(server.udp, server.reason)}"
     for title, counts in (("refused", status.refused), ("counters", status.counters)):
         if seen := _counts(counts):
             yield f"  {title:<8} {seen}"
     yield from _describe_rules(status.rules)
+
+
+def _split(domains: list[str]) -> str:
+    if not domains:
+        return ""
+    return f", names of {', '.join(domains)}; the machine's own resolvers answer the others"
+
+
+def _way(name: str, reason: str) -> str:
+    return f"{name} ({reason})" if reason else name
 
 
 def _describe_rules(rules: list[RuleHits]) -> Iterator[str]:

@@ -2,11 +2,11 @@
 
 UDP to an address of ours, or to any port 53 where that is captured, is a query and makes no flow.
 
-What goes DIRECT is a flow for each pair of endpoints. What goes PROXY is one flow for each
-*source*, an address and a port, whomever it sends to, and whoever sends to it: mapping and
-filtering do not depend on the endpoint (RFC 4787 REQ-1 and REQ-8), and what needs a "full cone"
-works. Either way the rules decide for each destination: see :mod:`.peers`. An answer comes from the
-address that the initiator knows its sender by.
+There is one flow for each *source*, an address and a port, whomever it sends to, and whoever sends
+to it: mapping and filtering do not depend on the endpoint (RFC 4787 REQ-1 and REQ-8), and what
+needs a "full cone" works. The rules decide for each destination (see :mod:`.peers`), so a source
+has a flow for each way out that they lead it to: DIRECT, or one of the servers. An answer comes
+from the address that the initiator knows its sender by.
 
 A flow has an :class:`~..stack.udp.Association`, which says how long it is remembered; each datagram
 either way puts that off. ICMP errors do not end it (REQ-12).
@@ -27,8 +27,6 @@ from .events import DatagramReceived
 from .facts import NotYetKnown
 from .key import FlowKey, source_key
 from .peers import Peer
-from .rules import Action
-from .settings import UDP
 from .sniffing import QuicNames, Sniffed
 from .table import Flow
 from .targets import require_hosts
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from ..wire.udp import Datagram
     from .dnsservice import DnsService
     from .fakeip import FakePools
+    from .features import Features
     from .ledger import Ledger
     from .outbox import Outbox
     from .refuser import Refuser
@@ -51,11 +50,7 @@ _FAMILY_GAP = ip.HEADER6_LEN - ip.HEADER4_LEN
 
 
 class Datagrams:
-    """All of them; ``capture_dns`` and ``server`` as in :class:`Settings`.
-
-    Attributes:
-        features: as in :class:`Settings`.
-    """
+    """All of them; ``capture_dns`` as in :class:`Settings`."""
 
     def __init__(
         self,
@@ -65,11 +60,10 @@ class Datagrams:
         targets: Targets,
         pools: FakePools,
         dns: DnsService,
+        features: Features,
         *,
         capture_dns: bool,
-        server: str | None = None,
     ) -> None:
-        self.features: frozenset[str] = frozenset()
         self._ledger = ledger
         self._table = ledger.table
         self._peers = ledger.peers
@@ -78,8 +72,8 @@ class Datagrams:
         self._targets = targets
         self._pools = pools
         self._dns = dns
+        self._features = features
         self._capture_dns = capture_dns
-        self._server = server
         self._names = QuicNames()
 
     # --- packets --------------------------------------------------------------------------------
@@ -147,15 +141,14 @@ class Datagrams:
             for earlier in self._names.take(key):
                 self._replay(earlier, sniffed, now)
             return self._peers.get(key) or self._admit(packet, datagram, key, now, sniffed)
-        if target.decision.action is Action.PROXY:
-            if not self._has_way(packet, target):
-                # Saying so at once makes QUIC fall back to TCP.
-                self._ledger.counters["udp_refused"] += 1
-                self._refuser.unreachable(icmp.Unreachable.PORT, packet, now)
-                return None
-            flow_key = source_key(packet.src, packet.payload)
-        else:
-            flow_key = key
+        is_named = target.fake is not None
+        if not self._features.carries_datagrams(target.decision, packet.version, is_named=is_named):
+            # Saying so at once makes QUIC fall back to TCP.
+            self._ledger.counters["udp_refused"] += 1
+            self._refuser.unreachable(icmp.Unreachable.PORT, packet, now)
+            return None
+        way = self._features.way_of(target.decision)
+        flow_key = source_key(packet.src, packet.payload, way)
         flow = self._table.udp.get(flow_key)
         if flow is None:
             flow = self._open(flow_key, target, target.decision, port, now)
@@ -172,18 +165,6 @@ class Datagrams:
             self._ledger.waiting.hold(packet, missing.question, trusted=True, lead=b"")
         except WireError as error:
             self._ledger.counters[error.reason] += 1
-
-    def _has_way(self, packet: Packet, target: Target) -> bool:
-        """Whether the way of PROXY carries datagrams to ``target``.
-
-        A name may have addresses of either family, whichever its fake one is of.
-        """
-        assert target.decision is not None
-        if target.decision.server not in (None, self._server):
-            return False
-        if target.fake is None:
-            return f"udp{packet.version}" in self.features
-        return not self.features.isdisjoint(UDP)
 
     def _open(
         self, key: FlowKey, target: Target, decision: Decision, port: int, now: float
@@ -282,15 +263,21 @@ class Datagrams:
             return None
         return quote(peer)
 
-    def set_features(self, features: frozenset[str]) -> None:
-        """The way of PROXY carries something else than before: see :class:`Settings`."""
-        lost = self.features - features
-        self.features = features
-        if lost.isdisjoint(UDP):
-            return
+    def features_changed(self, server: str | None) -> None:
+        """The way through ``server`` carries something else than before: end what has lost it."""
         for flow in list(self._table.udp.values()):
-            if flow.decision is not None and flow.decision.action is Action.PROXY:
+            if flow.decision is None or not self._features.leads_through(flow.decision, server):
+                continue
+            if not self._has_way(flow, flow.decision):
                 self._ledger.remove(flow, reset=True)
+
+    def _has_way(self, flow: Flow, decision: Decision) -> bool:
+        """Whether all peers of ``flow`` can still be sent to."""
+        version = 4 if len(flow.src) == 4 else 6
+        return all(
+            self._features.carries_datagrams(decision, version, is_named=peer.fake is not None)
+            for peer in flow.peers.values()
+        )
 
     # --- the clock ------------------------------------------------------------------------------
 
@@ -326,8 +313,7 @@ class Datagrams:
 
 
 def last_datagram(flow: Flow) -> Packet | None:
-    """What was sent to the most recent peer of ``flow``, see :func:`quote`; the only one, where it
-    goes DIRECT."""
+    """What was sent to the most recent peer of ``flow``, see :func:`quote`."""
     return quote(next(reversed(flow.peers.values()))) if flow.peers else None
 
 

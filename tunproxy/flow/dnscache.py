@@ -85,7 +85,7 @@ class ResponseCache:
 
     def get(self, query: Query, now: float) -> bytes | None:
         """Return the answer to ``query``, whatever its length; ``None``: there is none."""
-        if not self._entries or not _is_shareable(query):
+        if not self._entries or not is_shareable(query):
             return None
         key: _Key = (query.name, query.qtype, query.dnssec_flags)
         entry = self._entries.get(key)
@@ -106,7 +106,7 @@ class ResponseCache:
         Raises:
             WireError: its records are garbled.
         """
-        if not self._capacity or len(response) > MAX_OCTETS or not _is_shareable(query):
+        if not self._capacity or len(response) > MAX_OCTETS or not is_shareable(query):
             return
         if dns.is_truncated(response) or dns.rcode(response) not in (Rcode.NOERROR, Rcode.NXDOMAIN):
             return
@@ -130,6 +130,14 @@ class ResponseCache:
         self._entries[key] = _Entry(query, response[:end], counts, ttls, now, now + ttl_s)
         self._entries.move_to_end(key)
         if len(self._entries) > self._capacity:
+            self._entries.popitem(last=False)
+
+    def set_limits(self, capacity: int, *, min_ttl_s: int, max_ttl_s: int) -> None:
+        """Keep as many as that from now on; the TTLs are those of what is put in later."""
+        self._capacity = capacity
+        self._min_ttl_s = min_ttl_s
+        self._max_ttl_s = max_ttl_s
+        while len(self._entries) > capacity:
             self._entries.popitem(last=False)
 
     def flush(self) -> int:
@@ -226,7 +234,8 @@ class _Entry:
         )
 
 
-def _is_shareable(query: Query) -> bool:
+def is_shareable(query: Query) -> bool:
+    """Whether the answer is for anybody who asks the same, with the same flags."""
     if query.edns is not None and _CLIENT_SUBNET in query.edns.options:
         return False
     return query.wants_recursion and not query.has_extras

@@ -3,6 +3,8 @@
 - *Known* names: the SSH servers, which must be reachable without the tunnel; ``localhost`` and all
   below it (RFC 6761); ``ipv4only.arpa`` (RFC 8880: a fake address would look like a NAT64); the
   hosts of the config, with the reverse names of their addresses.
+- Names *elsewhere*, where the config splits them: all others that are at or below none of its
+  suffixes. The machine's own resolvers answer for them, as if we were not there.
 - *Routed* names: those of a ``[[dns.rule]]``, the longest suffix first. They are asked for at a
   resolver of their own, which may be the only one that knows them, and are never faked.
 - *Real* names hold for all below them too, and are never faked either.
@@ -49,6 +51,7 @@ class DnsPolicy:
         server_names: Mapping[str, Iterable[Address]] | None = None,
         hosts: Mapping[str, Sequence[str]] | None = None,
         routes: Iterable[Route] = (),
+        split: Iterable[str] = (),
     ) -> None:
         """``hosts``: addresses, or other names in it whose addresses these are as well.
 
@@ -56,6 +59,7 @@ class DnsPolicy:
             ValueError: such a name leads to no address, which no checked config has.
         """
         self._real = frozenset(canonical_name(name) for name in real_names)
+        self._split = split_domains(split)
         self._routes = {
             canonical_name(suffix): route for route in routes for suffix in route.suffixes
         }
@@ -74,7 +78,13 @@ class DnsPolicy:
     def from_config(cls, dns: Dns, server_names: Mapping[str, Iterable[Address]]) -> DnsPolicy:
         """Return what a checked config says; ``server_names`` are the SSH servers'."""
         routes = (Route(rule.suffix, rule.server, rule.via == "direct") for rule in dns.rule)
-        return cls(real_names=dns.real, server_names=server_names, hosts=dns.hosts, routes=routes)
+        return cls(
+            real_names=dns.real,
+            server_names=server_names,
+            hosts=dns.hosts,
+            routes=routes,
+            split=dns.split,
+        )
 
     def addresses(self, name: str) -> Sequence[Address] | None:
         """Return the addresses of a known name, of both families; ``None``: it is not known."""
@@ -94,6 +104,10 @@ class DnsPolicy:
             (self._routes[suffix] for suffix in ancestry(name) if suffix in self._routes), None
         )
 
+    def is_elsewhere(self, name: str) -> bool:
+        """Whether the machine's own resolvers answer for ``name``, and not we."""
+        return bool(self._split) and self._split.isdisjoint(ancestry(name))
+
     def is_real(self, name: str) -> bool:
         """Whether ``name`` never gets a fake address."""
         return not self._real.isdisjoint(ancestry(name))
@@ -101,6 +115,16 @@ class DnsPolicy:
     def is_nowhere(self, name: str) -> bool:
         """Whether there is no such name, unless another rule knows better."""
         return name == _CANARY or name.rpartition(".")[2] in _NOWHERE
+
+
+def split_domains(split: Iterable[str]) -> frozenset[str]:
+    """The domains that are ours where only those of ``split`` are to be; empty: all are.
+
+    The name by which browsers ask whether they may pass us by is ours as well: with a resolver of
+    their own they would ask the names of ``split`` there.
+    """
+    domains = frozenset(map(canonical_name, split))
+    return domains | {_CANARY} if domains else domains
 
 
 _NOWHERE = frozenset({"local", "invalid", "onion"})

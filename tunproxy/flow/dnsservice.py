@@ -6,6 +6,11 @@ business; here it is only carried. A forwarded query waits under a number of our
 :data:`MAX_PER_STREAM` of one TCP connection. Where the name server has an answer of its own in the
 end, the client gets that after a while, and the number waits on: a late response is knowledge.
 
+A question that is under way already is not forwarded again: who asks it joins those who wait for
+the answer, and waits as long as the first of them at most. It is the same question when one
+resolver would be asked the same with the same flags, and the answer is meant for anybody; each gets
+it with his own id, spelling of the name and EDNS record.
+
 A TCP connection that asks nothing for :data:`IDLE_S` seconds is ended (RFC 7766 section 6.2.3), and
 reset after as many more if its peer takes no notice.
 """
@@ -17,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ..errors import WireError
 from ..wire import dns
+from .dnsforward import Forward, QuestionKey, Reply
 from .events import ForwardQuery
-from .nameserver import Forward, Reply
 from .rules import Action
 
 if TYPE_CHECKING:
@@ -84,12 +89,24 @@ class _Stream:
         """We have ended it for its silence."""
 
 
-class _Pending(NamedTuple):
+class _Waiting(NamedTuple):
+    """Somebody who waits for an answer."""
+
+    back: Asker | int
+    """By datagram, or on a flow."""
+    forward: Forward
+
+
+class _Question:
     """A query that somebody else answers."""
 
-    back: Asker | int | None
-    """Who asked, by datagram or on a flow; ``None``: nobody waits for it."""
-    forward: Forward
+    __slots__ = ("forward", "waiting")
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        """What is sent to the resolver."""
+        self.waiting: list[_Waiting] = []
+        """The first is who has asked; none: it is for our own sake, or they have been answered."""
 
 
 class DnsService:
@@ -101,7 +118,11 @@ class DnsService:
     def __init__(self, nameserver: NameServer, counters: Counter[str]) -> None:
         self.nameserver = nameserver
         self._counters = counters
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, _Question] = {}
+        self._joinable: dict[QuestionKey, int] = {}
+        """Those that others may wait for, by their numbers."""
+        self._waiting = 0
+        """How many wait for all of them."""
         self._streams: dict[int, _Stream] = {}
         self._patience = _Deadlines()
         self._idle = _Deadlines()
@@ -167,10 +188,10 @@ class DnsService:
             answer, forward = self._begin(flow, result, now)
             if answer is not None:
                 out += dns.frame(answer)
+            else:
+                stream.outstanding += 1
             if forward is not None:
                 forwards.append(forward)
-                # A query that is answered already is not waited for.
-                stream.outstanding += answer is None
             if stream.outstanding > MAX_PER_STREAM:
                 self._counters["dns_stream_overrun"] += 1
                 self._cancel(forwards)
@@ -181,16 +202,15 @@ class DnsService:
 
     # --- answers of others ----------------------------------------------------------------------
 
-    def response(self, query: int, message: bytes | None, now: float) -> Answer | None:
-        """Take a resolver's answer, or ``None`` for its failure, to a :class:`ForwardQuery`."""
-        back, forward = self._pending.pop(query)
-        self._patience.discard(query)
-        if back is None:
-            self.nameserver.learn(forward, message, now)
-            return None
-        is_stream = not isinstance(back, Asker)
-        answer = self.nameserver.finish(forward, message, now, stream=is_stream)
-        return self._answer(back, answer, now)
+    def response(self, query: int, message: bytes | None, now: float) -> list[Answer]:
+        """Take a resolver's answer, or ``None`` for its failure, to a :class:`ForwardQuery`.
+
+        Returns:
+            What those who have waited for it are to be sent.
+        """
+        question = self._forget(query)
+        learned = self.nameserver.learn(question.forward, message, now)
+        return self._answer_all(question, learned, now)
 
     # --- the clock ------------------------------------------------------------------------------
 
@@ -202,15 +222,10 @@ class DnsService:
     def handle_timeout(self, now: float) -> Iterator[Answer]:
         """Yield the answers whose time has come."""
         while (query := self._patience.next_due(now)) is not None:
-            back, forward = self._pending[query]
-            self._pending[query] = _Pending(None, forward)
-            assert back is not None
-            is_stream = not isinstance(back, Asker)
-            answer = self._answer(
-                back, self.nameserver.give_up(forward, now, stream=is_stream), now
-            )
-            if answer is not None:
-                yield answer
+            question = self._pending[query]
+            self._close(query, question)
+            self.nameserver.lost_patience(question.forward, now)
+            yield from self._answer_all(question, None, now)
         while (flow := self._idle.next_due(now)) is not None:
             stream = self._streams[flow]
             if stream.is_over:
@@ -237,28 +252,74 @@ class DnsService:
     ) -> tuple[bytes | None, ForwardQuery | None]:
         """Return the answer that is due at once, and what is to be forwarded."""
         if isinstance(result, Reply):
-            if result.refresh is None or len(self._pending) >= MAX_PENDING:
-                return result.message, None
-            return result.message, self._forward(None, result.refresh, now)
-        if len(self._pending) >= MAX_PENDING:
+            return result.message, self._refresh(result.refresh)
+        is_full = max(len(self._pending), self._waiting) >= MAX_PENDING
+        if is_full:
             self._counters["dns_pending_full"] += 1
             is_stream = not isinstance(back, Asker)
             return self.nameserver.overloaded(result, stream=is_stream), None
-        return None, self._forward(back, result, now)
+        self._waiting += 1
+        key = result.key
+        query = None if key is None else self._joinable.get(key)
+        if query is not None:
+            self._counters["dns_joined"] += 1
+            self._pending[query].waiting.append(_Waiting(back, result))
+            return None, None
+        query, forward = self._forward(result)
+        self._pending[query].waiting.append(_Waiting(back, result))
+        if key is not None:
+            self._joinable[key] = query
+        if result.patience_s is not None:
+            self._patience.add(query, now, result.patience_s)
+        return None, forward
 
-    def _forward(self, back: Asker | int | None, forward: Forward, now: float) -> ForwardQuery:
+    def _refresh(self, forward: Forward | None) -> ForwardQuery | None:
+        """Ask for our own sake, unless somebody does so already."""
+        if forward is None or len(self._pending) >= MAX_PENDING or forward.key in self._joinable:
+            return None
+        return self._forward(forward)[1]
+
+    def _forward(self, forward: Forward) -> tuple[int, ForwardQuery]:
         self._last_id += 1
-        self._pending[self._last_id] = _Pending(back, forward)
-        if back is not None and forward.patience_s is not None:
-            self._patience.add(self._last_id, now, forward.patience_s)
+        self._pending[self._last_id] = _Question(forward)
         is_direct = forward.via is Action.DIRECT
-        return ForwardQuery(self._last_id, forward.message, is_direct, forward.server)
+        asked = ForwardQuery(self._last_id, forward.message, is_direct, forward.server)
+        return self._last_id, asked
 
     def _cancel(self, forwards: list[ForwardQuery]) -> None:
-        """Forget queries that nobody is asked, so that nobody would ever answer them."""
+        """Forget queries that nobody is asked, so that nobody would ever answer them.
+
+        All who wait for them are on the stream that is being reset.
+        """
         for forward in forwards:
-            del self._pending[forward.query]
-            self._patience.discard(forward.query)
+            self._waiting -= len(self._forget(forward.query).waiting)
+
+    def _forget(self, query: int) -> _Question:
+        question = self._pending.pop(query)
+        self._patience.discard(query)
+        self._close(query, question)
+        return question
+
+    def _close(self, query: int, question: _Question) -> None:
+        """Nobody may join any more."""
+        key = question.forward.key
+        if key is not None and self._joinable.get(key) == query:
+            del self._joinable[key]
+
+    def _answer_all(self, question: _Question, learned: bytes | None, now: float) -> list[Answer]:
+        """Return the answers for those who wait, in the order in which they have asked."""
+        answers = []
+        waiting, question.waiting = question.waiting, []
+        self._waiting -= len(waiting)
+        for back, forward in waiting:
+            is_stream = not isinstance(back, Asker)
+            message = self.nameserver.conclude(
+                forward, learned, question.forward.query, stream=is_stream
+            )
+            answer = self._answer(back, message, now)
+            if answer is not None:
+                answers.append(answer)
+        return answers
 
     def _answer(self, back: Asker | int, message: bytes, now: float) -> Answer | None:
         if isinstance(back, Asker):

@@ -1,11 +1,11 @@
-"""Echo requests (ping): passed on by way of PROXY, and answered when the target has answered.
+"""Echo requests (ping): passed on, and answered when the target has answered.
 
 Nothing is answered in the name of a target: the reply goes out when the application brings one, so
 that its delay is the real one and who is not there does not answer. Errors that routers far away
 have reported are passed on as well; so traceroute sees them, with ICMP as its probe.
 
 An echo waits for :data:`PATIENCE_S`, ping(8)'s own. Those that wait are bounded for each source and
-in all; the one that has waited longest makes room. DIRECT has no way for echoes.
+in all; the one that has waited longest makes room.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from ..errors import WireError
 from ..wire import icmp, ip
 from .events import EchoRequested
-from .rules import Action
 from .targets import require_hosts
 
 if TYPE_CHECKING:
     from ..errors import Refusal
     from ..wire.ip import Buffer, Packet
+    from .features import Features
     from .ledger import Ledger
     from .outbox import Outbox
     from .refuser import Refuser
@@ -51,18 +51,21 @@ class _Waiting:
 
 
 class Echoes:
-    """All of them.
+    """All of them. What waits may be answered although its way is lost meanwhile."""
 
-    Attributes:
-        features: as in :class:`Settings`.
-    """
-
-    def __init__(self, ledger: Ledger, outbox: Outbox, refuser: Refuser, targets: Targets) -> None:
-        self.features: frozenset[str] = frozenset()
+    def __init__(
+        self,
+        ledger: Ledger,
+        outbox: Outbox,
+        refuser: Refuser,
+        targets: Targets,
+        features: Features,
+    ) -> None:
         self._ledger = ledger
         self._outbox = outbox
         self._refuser = refuser
         self._targets = targets
+        self._features = features
         self._last_id = 0
         # In order of their beginning, which is that of their end.
         self._waiting: OrderedDict[int, _Waiting] = OrderedDict()
@@ -82,17 +85,21 @@ class Echoes:
         if target is None:
             return
         assert target.decision is not None
-        if target.decision.action is not Action.PROXY or not self._has_way(packet):
+        if not self._features.carries_echoes(target.decision, packet.version):
             # Only the target could say whether it is there.
             raise WireError("icmp_echo")
         echo = icmp.parse_echo(packet)
         number = self._wait(_Waiting(packet, echo, now + PATIENCE_S))
         self._ledger.events.append(
-            EchoRequested(number, target.host, packet.version, packet.hop_limit, echo.payload)
+            EchoRequested(
+                number,
+                target.host,
+                packet.version,
+                packet.hop_limit,
+                target.decision,
+                echo.payload,
+            )
         )
-
-    def _has_way(self, packet: Packet) -> bool:
-        return f"ping{packet.version}" in self.features
 
     def _wait(self, waiting: _Waiting) -> int:
         own = self._by_source.get(waiting.src, ())
@@ -131,12 +138,6 @@ class Echoes:
         if waiting is not None:
             quoted = ip.parse_quoted(memoryview(waiting.quote))
             self._refuser.hop_limit_exceeded(_router(by, quoted), quoted, now)
-
-    def set_features(self, features: frozenset[str]) -> None:
-        """The way of PROXY carries something else than before: see :class:`Settings`.
-
-        What waits may be answered all the same."""
-        self.features = features
 
     # --- the clock ------------------------------------------------------------------------------
 

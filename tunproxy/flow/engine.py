@@ -30,6 +30,7 @@ from .datagrams import Datagrams, last_datagram
 from .dnsservice import DatagramAnswer, DnsService
 from .echoes import Echoes
 from .facts import NotYetKnown
+from .features import Features
 from .ledger import Ledger
 from .mappedflows import MappedFlows
 from .outbox import Outbox
@@ -102,6 +103,7 @@ class Engine:
         self._mapped = MappedFlows(ledger, refuser, translator) if translator is not None else None
         self._tcp = TcpFlows(settings, ledger, refuser, targets, self.dns, self._mapped)
         outbox = Outbox(ledger.out, settings)
+        self._features = Features(settings.server)
         self._datagrams = Datagrams(
             ledger,
             outbox,
@@ -109,10 +111,10 @@ class Engine:
             targets,
             pools,
             self.dns,
+            self._features,
             capture_dns=settings.capture_dns,
-            server=settings.server,
         )
-        self._echoes = Echoes(ledger, outbox, refuser, targets)
+        self._echoes = Echoes(ledger, outbox, refuser, targets, self._features)
         self.set_features(settings.features)
 
     # --- the driver's verbs ---------------------------------------------------------------------
@@ -272,13 +274,14 @@ class Engine:
         if flow is not None:
             self._tcp.send_eof(flow)
 
-    def set_features(self, features: frozenset[str]) -> None:
-        """What the way of PROXY flows carries beside TCP, see :class:`Settings`, is another now.
+    def set_features(self, features: frozenset[str], server: str | None = None) -> None:
+        """What the way through ``server`` carries beside TCP is another now: see
+        :class:`~.features.Features`. ``None``: it is the first server.
 
         Flows that lose their way end.
         """
-        self._datagrams.set_features(features)
-        self._echoes.set_features(features)
+        self._features.set(server, features)
+        self._datagrams.features_changed(server)
 
     def send_datagram(
         self, flow_id: int, host: str, port: int, payload: Buffer, now: float
@@ -341,8 +344,7 @@ class Engine:
 
     def answer_query(self, query: int, message: bytes | None, now: float) -> None:
         """The resolver's answer to a ForwardQuery; ``None``: it gave none."""
-        answer = self.dns.response(query, message, now)
-        if answer is not None:
+        for answer in self.dns.response(query, message, now):
             self._answer(answer)
 
     # --- the verbs of the kernel's stack --------------------------------------------------------

@@ -23,8 +23,8 @@ Network: TypeAlias = Literal["tcp", "udp", "icmp"]
 class FlowOpened:
     """An initiator wants to reach a target: open it, then accept() or refuse().
 
-    For datagrams that go PROXY this is a source, and the target the first of many: each datagram
-    says where it goes, whoever answers is heard, and there is nothing to accept.
+    For datagrams this is a source, and the target the first of many: each datagram says where it
+    goes, whoever answers is heard, and there is nothing to accept.
     """
 
     flow: int
@@ -76,6 +76,8 @@ class EchoRequested:
     version: int
     """Of IP."""
     hop_limit: int
+    decision: Decision
+    """PROXY or DIRECT."""
     payload: Buffer
     """Valid until the next packet is handed to the engine."""
 

@@ -53,8 +53,6 @@ class FakePool:
         self._by_name: dict[str, _Entry] = {}
         self._by_packed: dict[bytes, _Entry] = {}
         self._idle: OrderedDict[str, _Entry] = OrderedDict()  # not pinned, least recent first
-        self.changes = 0
-        """How often a name has been given an address: who keeps a copy knows when it is old."""
         self.on_assigned: Callable[[str, Address], None] | None = None
         """Called when a name is given an address by :meth:`assign` that it did not have."""
 
@@ -142,7 +140,6 @@ class FakePool:
             self._idle.move_to_end(entry.name)
 
     def _insert(self, name: str, address: Address) -> _Entry:
-        self.changes += 1
         entry = _Entry(name, address)
         self._by_name[name] = self._by_packed[address.packed] = self._idle[name] = entry
         return entry
@@ -209,11 +206,6 @@ class FakePools:
     def unpin(self, address: Address) -> None:
         """Undo one :meth:`pin`; KeyError when it is not pinned."""
         self._pool(address).unpin(address)
-
-    @property
-    def changes(self) -> int:
-        """How often a name has been given an address."""
-        return self.v4.changes + self.v6.changes
 
     def watch(self, on_assigned: Callable[[str, Address], None] | None) -> None:
         """Have it called whenever a name is given another address; ``None``: nobody."""

@@ -15,6 +15,8 @@ Where an address lives
   more are dropped, ``mac_limit``. The device has DEVICE_MACS: beyond it the one that was silent
   longest is forgotten, and flooded to when somebody asks for it.
 
+IP addresses that the hub has given out are guarded as well: see :mod:`.hub_claims`.
+
 VLAN tags are carried, not looked at: one table serves all VLANs. Frames to 01-80-C2-00-00-0x
 (spanning tree, LACP, LLDP) end at a bridge: ``reserved``. Those to an address of their own port go
 nowhere: ``same_port``.
@@ -26,11 +28,13 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from .hub import DEVICE, Traffic
+from .hub_claims import Claims
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..wire.ip import Buffer
+    from .hub import Address
 
 AGE_S: Final = 300.0
 """How long a silent address is remembered (IEEE 802.1D table 7-5)."""
@@ -47,10 +51,11 @@ _NO_ADDRESS: Final = bytes(6)
 
 
 class MacSwitch:
-    """Decides which ports each Ethernet frame goes to."""
+    """Decides which ports each Ethernet frame goes to. ``own`` are the hub's IP addresses."""
 
-    def __init__(self, *, isolate: bool = False) -> None:
+    def __init__(self, own: Iterable[Address] = (), *, isolate: bool = False) -> None:
         self._isolate = isolate
+        self._claims = Claims(DEVICE, own)
         self._traffic = {DEVICE: Traffic()}
         self._port_of: dict[bytes, int] = {}
         # By port: address to when it was seen, the one that was silent longest first.
@@ -62,14 +67,15 @@ class MacSwitch:
         """By port, of all that are here."""
         return self._traffic
 
-    def join(self, port: int) -> Traffic:
-        """Add a client; return its counters.
+    def join(self, port: int, addresses: Iterable[Address] = ()) -> Traffic:
+        """Add a client that was given the IP ``addresses``; return its counters.
 
         Raises:
-            ValueError: the port is taken.
+            ValueError: the port or an address is taken.
         """
         if port in self._traffic:
             raise ValueError(f"port {port} is taken")
+        self._claims.join(port, addresses)
         self._traffic[port] = Traffic()
         self._seen[port] = OrderedDict()
         self._others.clear()
@@ -82,14 +88,20 @@ class MacSwitch:
         for mac in self._seen.pop(port):
             del self._port_of[mac]
         del self._traffic[port]
+        self._claims.leave(port)
         self._others.clear()
 
     def addresses(self, port: int) -> Sequence[bytes]:
         """The addresses that live on ``port``, the one that was silent longest first."""
         return tuple(self._seen[port])
 
-    def forward(self, port: int, frame: Buffer, now: float) -> Sequence[int]:
-        """Return the ports that ``frame``, which came from ``port`` at ``now``, goes to."""
+    def forward(
+        self, port: int, frame: Buffer, now: float, *, unfinished: bool = False
+    ) -> Sequence[int]:
+        """Return the ports that ``frame``, which came from ``port`` at ``now``, goes to.
+
+        ``unfinished``: its checksum is still to be written, behind the IP header.
+        """
         traffic = self._traffic[port]
         length = len(frame)
         traffic.packets_in += 1
@@ -100,7 +112,10 @@ class MacSwitch:
         elif dst.startswith(_RESERVED) and dst[5] < 0x10:
             targets = "reserved"
         else:
-            targets = self._learn(port, src, now) or self._targets(port, dst, now)
+            refusal = ""
+            if port != DEVICE:
+                refusal = self._claims.refuse(port, frame, unfinished=unfinished)
+            targets = refusal or self._learn(port, src, now) or self._targets(port, dst, now)
         if isinstance(targets, str):
             traffic.drops[targets] += 1
             return _NOWHERE

@@ -18,7 +18,7 @@ FlowKey = NewType("FlowKey", bytes)
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-_ADDRESS_LEN = {6: 4, 12: 4, 18: 16, 36: 16}
+_ADDRESS_LEN = {8: 4, 12: 4, 20: 16, 36: 16}
 """By the length of the key."""
 
 
@@ -31,16 +31,18 @@ class Endpoints(NamedTuple):
     dst_port: int
 
 
-def source_key(packet_src: bytes, ports: Buffer) -> FlowKey:
-    """The key of all that one source sends to whomever; ``ports`` begins with its port."""
-    return FlowKey(packet_src + bytes(ports[:2]))
+def source_key(packet_src: bytes, ports: Buffer, way: int) -> FlowKey:
+    """The key of all that one source sends to whomever by the ``way`` of this number (0 to 65535).
+
+    ``ports`` begins with its port."""
+    return FlowKey(packet_src + bytes(ports[:2]) + way.to_bytes(2, "big"))
 
 
 def split(key: FlowKey) -> Endpoints:
     """Take a key apart; addresses stay as on the wire. That of a source has no destination."""
     size = _ADDRESS_LEN[len(key)]
-    if len(key) == size + 2:
-        return Endpoints(key[:size], int.from_bytes(key[size:], "big"), b"", 0)
+    if len(key) == size + 4:
+        return Endpoints(key[:size], int.from_bytes(key[size : size + 2], "big"), b"", 0)
     ports = 2 * size
     return Endpoints(
         key[:size],

@@ -9,18 +9,23 @@ concerns it:
 3. PTR of an address of the config's hosts, or of a fake one: its name; of another address in the
    fake ranges: NXDOMAIN.
 4. Names that the rules REJECT for every flow: NXDOMAIN.
-5. Names that have a resolver of their own: forwarded to it, all types.
-6. Names that the rules send DIRECT for every flow: forwarded to the system's resolver, all types.
+5. Where names are split, those outside: forwarded to the system's resolver, all types.
+6. Names that have a resolver of their own: forwarded to it, all types.
+7. Names that the rules send DIRECT for every flow: forwarded to the system's resolver, all types.
    Where ports matter, the flow decides.
-7. "Real" names: forwarded to the resolver on the server's side, all types.
-8. Names that are nowhere: NXDOMAIN.
-9. In mode ``remote``: forwarded to the server's side.
-10. Names that a flow could not carry to the server: of one label (they mean something only in
+8. "Real" names: forwarded to the resolver on the server's side, all types.
+9. Names that are nowhere: NXDOMAIN.
+10. In mode ``remote``: forwarded to the server's side.
+11. Names that a flow could not carry to the server: of one label (they mean something only in
     the network where they were typed, and each typing error would exist), with a number as last
     label (the server would read an address), or with odd octets: forwarded to the server's side.
-11. A and AAAA: a fake address. ANY: the fake A, a subset as RFC 8482 section 4.1 has it. SVCB and
+12. A and AAAA: a fake address. ANY: the fake A, a subset as RFC 8482 section 4.1 has it. SVCB and
     HTTPS: what the server's side answers, less the hints, which are real addresses; empty if that
     is nothing. All other types: what the server's side answers, less what it adds unasked.
+
+*Listed* names are those of the server's own hosts file. They exist, truthful mode or not, with the
+families of addresses that the file has; where they are faked it does not matter that they have one
+label, or end in ``.local``. Where they are not, whoever forwards queries knows them.
 
 In *truthful* mode, the server's side is asked before a fake address is given out (see
 :mod:`.dnstruth`): a name or type that it denies is denied, with its own words. Where it does not
@@ -36,26 +41,40 @@ answers cannot be signed: a client that insists on DNSSEC does not accept them.
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import WireError
 from ..wire import dns, svcb
 from ..wire.dns import Address, Query, Rcode, Type
 from ..wire.dnsrecord import CLASS_IN
 from .dnscache import RealNames, ResponseCache
+from .dnsforward import Forward, Purpose, Reply
+from .dnsown import VERSIONS, OwnAnswers
 from .dnspolicy import DnsPolicy
 from .dnstruth import Sight, Sightings
-from .rules import Action, RuleTable
+from .dnsways import Denial, Ways
+from .rules import Action
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..config import Dns
     from .fakeip import FakePools
+    from .rules import RuleTable
+
+__all__ = [
+    "BINDING_PATIENCE_S",
+    "PROBE_PATIENCE_S",
+    "TTL",
+    "Entry",
+    "Forward",
+    "NameServer",
+    "Purpose",
+    "Reply",
+]
 
 TTL = 1
 """Seconds that our own answers live: what is cached longer survives us, or the rule it rests on."""
@@ -65,46 +84,6 @@ that has to ask others itself takes some 100 ms and a round trip."""
 BINDING_PATIENCE_S = 2.0
 """Service bindings are a bonus that browsers hardly wait for, and stub resolvers ask again after
 5 s."""
-
-
-class Purpose(enum.Enum):
-    """What becomes of a resolver's response."""
-
-    RELAY = "relay"
-    """It is the answer."""
-    FAKED = "faked"
-    """It is the answer, about a name whose addresses are fake: none may come along."""
-    BINDING = "binding"
-    """It is the answer less its hints, which is empty if there is none."""
-    PROBE = "probe"
-    """It says whether a fake address is the answer."""
-
-
-class Forward(NamedTuple):
-    """A query that a resolver has to answer; hand its response to :meth:`NameServer.finish`."""
-
-    message: bytes
-    """The query. Who sends it with another id has to put this one back."""
-    via: Action
-    """PROXY: from the server's side. DIRECT: from this machine."""
-    server: str | None
-    """Whom to ask, as the config has it; ``None``: the resolver of the server's side, or the
-    system's."""
-    query: Query
-    """What ``message`` says."""
-    asked: Query
-    """What the client has said, of another type perhaps."""
-    purpose: Purpose
-    patience_s: float | None
-    """Seconds after which :meth:`NameServer.give_up` has an answer; ``None``: there is no other."""
-
-
-class Reply(NamedTuple):
-    """The answer to a query."""
-
-    message: bytes
-    refresh: Forward | None = None
-    """To be forwarded for our own sake, the response to :meth:`NameServer.learn`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +124,12 @@ class NameServer:
         self.counters: Counter[str] = Counter()
         self.truthful = truthful
         self._pools = pools
-        self._rules = rules
-        self._faking = mode == "fake-ip"
-        self._policy = policy or DnsPolicy(real_names=real_names, server_names=server_names)
+        policy = policy or DnsPolicy(real_names=real_names, server_names=server_names)
+        is_faking = mode == "fake-ip"
+        self._ways = Ways(rules, policy, is_faking=is_faking)
+        self._own = OwnAnswers(pools, self.counters, ttl=ttl, is_faking=is_faking)
         self._cache = ResponseCache() if cache is None else cache
         self._sightings = Sightings()
-        self._ttl = ttl
         self._real_names = RealNames()
 
     @classmethod
@@ -194,33 +173,48 @@ class NameServer:
             return Reply(dns.answer_unparsed(message, Rcode.FORMERR))
         answer = self._answer(message, query, now)
         if isinstance(answer, bytes):
-            return Reply(self._fit(answer, query, stream=stream))
+            return Reply(self._own.fit(answer, query, stream=stream))
         if isinstance(answer, Forward):
             return answer
-        return Reply(self._fit(answer.message, query, stream=stream), answer.refresh)
+        return Reply(self._own.fit(answer.message, query, stream=stream), answer.refresh)
 
     def finish(
         self, forward: Forward, response: bytes | None, now: float, *, stream: bool
     ) -> bytes:
         """Return the answer for the client from a resolver's response, ``None`` if none came."""
-        answer = self._conclude(forward, self.learn(forward, response, now))
-        return self._fit(answer, forward.asked, stream=stream)
+        learned = self.learn(forward, response, now)
+        return self.conclude(forward, learned, forward.query, stream=stream)
 
     def give_up(self, forward: Forward, now: float, *, stream: bool) -> bytes:
         """Return the answer for a client that has waited long enough.
 
         A response that comes later is for :meth:`learn`.
         """
+        self.lost_patience(forward, now)
+        return self.conclude(forward, None, forward.query, stream=stream)
+
+    def lost_patience(self, forward: Forward, now: float) -> None:
+        """Clients have waited long enough for the response, and get what is due without it."""
         self.counters[f"{forward.purpose.value}_timeout"] += 1
         if forward.purpose is Purpose.PROBE:
             query = forward.query
             self._sightings.failed(query.name, query.qtype, now, silent=True)
-        return self._fit(self._conclude(forward, None), forward.asked, stream=stream)
+
+    def conclude(
+        self, forward: Forward, learned: bytes | None, query: Query, *, stream: bool
+    ) -> bytes:
+        """Return the answer for a client from what :meth:`learn` has returned.
+
+        ``query`` is what was put to the resolver: the client's own, or the same one of another.
+        """
+        if learned is not None and query is not forward.query:
+            learned = dns.answer_shared(forward.query, query, learned)
+        return self._own.fit(self._conclude(forward, learned), forward.asked, stream=stream)
 
     def overloaded(self, forward: Forward, *, stream: bool) -> bytes:
         """Return the answer for a client whose query cannot be forwarded."""
         self.counters["overloaded"] += 1
-        return self._fit(self._conclude(forward, None), forward.asked, stream=stream)
+        return self._own.fit(self._conclude(forward, None), forward.asked, stream=stream)
 
     def learn(self, forward: Forward, response: bytes | None, now: float) -> bytes | None:
         """Take in a resolver's response.
@@ -258,8 +252,12 @@ class NameServer:
     def real_addresses(self, name: str, now: float) -> list[bytes]:
         """Return the addresses that a faked name has on the server's side, IPv6 first.
 
-        They are there in truthful mode, while they live; each has 4 or 16 octets.
+        They are there for listed names, and in truthful mode, while they live; each has 4 or 16
+        octets.
         """
+        listed = self._ways.listed.get(name)
+        if listed is not None:
+            return [address.packed for address in sorted(listed, key=_by_family)]
         return [
             address
             for qtype in (Type.AAAA, Type.A)
@@ -267,31 +265,26 @@ class NameServer:
         ]
 
     def why(self, name: str) -> str:
-        """Say, for people, what decides how ``name`` is answered: what :meth:`_way` goes by."""
-        policy = self._policy
-        if policy.addresses(name) is not None:
-            return "its addresses are known here"
-        decision = self._rules.decide_name(name)
-        by_rule = "" if decision is None else f"rule {decision.rule} ({decision.place})"
-        if decision is not None and decision.action.is_refusal:
-            return by_rule
-        route = policy.route(name)
-        if route is not None:
-            return f"dns.rule sends it to {route.server}"
-        if decision is not None and decision.action is Action.DIRECT:
-            return by_rule
-        if policy.is_real(name):
-            return "it is in dns.real"
-        if policy.is_nowhere(name):
-            return "there is no such name by definition"
-        if not self._faking:
-            return "dns.mode is remote"
-        return by_rule or "the rule for it depends on the flow"
+        """Say, for people, what decides how ``name`` is answered."""
+        return self._ways.why(name)
+
+    def configure(self, config: Dns) -> None:
+        """Go by what a checked config says of truth and cache; auto: :attr:`truthful` stays."""
+        if isinstance(config.truthful, bool):
+            self.truthful = config.truthful
+        self._cache.set_limits(
+            config.cache_size, min_ttl_s=config.cache_min_ttl, max_ttl_s=config.cache_max_ttl
+        )
 
     def reconfigure(self, rules: RuleTable, policy: DnsPolicy) -> None:
         """Go by other rules from now on."""
-        self._rules = rules
-        self._policy = policy
+        self._ways.rules = rules
+        self._ways.policy = policy
+        self.flush()
+
+    def set_listed(self, names: Mapping[str, Sequence[Address]]) -> None:
+        """Let these be the listed names, in lower case, and their addresses."""
+        self._ways.listed = names
         self.flush()
 
     def flush(self) -> int:
@@ -321,68 +314,30 @@ class NameServer:
         if query.qclass != CLASS_IN or query.qtype in (Type.AXFR, Type.IXFR):
             self.counters["refused"] += 1
             return dns.answer_error(query, Rcode.REFUSED)
-        known = self._policy.addresses(query.name)
+        known = self._ways.policy.addresses(query.name)
         if known is not None:
-            return self._answer_known(query, known)
+            return self._own.known(query, known)
         if query.qtype == Type.PTR:
-            pointer = self._answer_pointer(query)
+            pointer = self._own.pointer(query, self._ways.policy)
             if pointer is not None:
                 return pointer
-        way = self._way(query)
-        if isinstance(way, bytes):
-            return way
+        way = self._ways.find(query)
         if way is None:
             return self._answer_faked(message, query, now)
-        action, server = way
-        return self._ask(message, query, now, Purpose.RELAY, action, server)
-
-    def _way(self, query: Query) -> bytes | tuple[Action, str | None] | None:
-        """Return the denial of a name, or whom to ask for it; ``None``: the name is faked."""
-        policy = self._policy
-        decision = self._rules.decide_name(query.name)
-        if decision is not None and decision.action.is_refusal:
-            return self._negative(query, Rcode.NXDOMAIN, "rejected")
-        route = policy.route(query.name)
-        if route is not None:
-            return Action.DIRECT if route.direct else Action.PROXY, route.server
-        if decision is not None and decision.action is Action.DIRECT:
-            return Action.DIRECT, None
-        if policy.is_real(query.name):
-            return Action.PROXY, None
-        if policy.is_nowhere(query.name):
-            return self._negative(query, Rcode.NXDOMAIN, "special")
-        return None if self._faking and _fakeable(query) else (Action.PROXY, None)
-
-    def _answer_known(self, query: Query, known: Sequence[Address]) -> bytes:
-        version = _VERSIONS.get(query.qtype)
-        addresses = [address for address in known if address.version == version]
-        if not addresses:
-            return self._negative(query, Rcode.NOERROR, "known")
-        self.counters["known"] += 1
-        return dns.answer_addresses(query, addresses, self._ttl)
-
-    def _answer_pointer(self, query: Query) -> bytes | None:
-        """Return the name of an address that we gave one; ``None``: it is not our business."""
-        address = dns.reverse_address(query.name)
-        if address is None:
-            return None
-        name = self._policy.pointer(address)
-        if name is None:
-            if not self._faking or not self._pools.contains(address):
-                return None
-            name = self._pools.name_of(address)
-        if name is None:
-            return self._negative(query, Rcode.NXDOMAIN, "pointer")
-        self.counters["pointer"] += 1
-        return dns.answer_pointer(query, name, self._ttl)
+        if isinstance(way, Denial):
+            return self._own.negative(query, Rcode.NXDOMAIN, way.value)
+        return self._ask(message, query, now, Purpose.RELAY, way.via, way.server)
 
     def _answer_faked(self, message: bytes, query: Query, now: float) -> bytes | Reply | Forward:
         if query.qtype in (Type.HTTPS, Type.SVCB):
             return self._ask(message, query, now, Purpose.BINDING)
-        if query.qtype not in _VERSIONS:
+        if query.qtype not in VERSIONS:
             return self._ask(message, query, now, Purpose.FAKED)
+        listed = self._ways.listed.get(query.name)
+        if listed is not None:
+            return self._own.listed(query, listed)
         if not self.truthful:
-            return self._fake(query)
+            return self._own.fake(query)
         return self._answer_truthfully(message, query, now)
 
     def _answer_truthfully(
@@ -393,18 +348,18 @@ class NameServer:
             message, query = dns.with_type(message, asked, Type.A)
         sight = self._sightings.look(query.name, query.qtype, now)
         if sight is Sight.FRESH:
-            return self._fake(asked)
+            return self._own.fake(asked)
         probe = Forward(message, Action.PROXY, None, query, asked, Purpose.PROBE, PROBE_PATIENCE_S)
         if sight is Sight.STALE:
             self.counters["refresh"] += 1
-            return Reply(self._fake(asked), probe)
+            return Reply(self._own.fake(asked), probe)
         denial = self._cache.get(query, now)
         if denial is not None:
             self.counters["cached"] += 1
             return self._conclude(probe, denial)
         if self._sightings.is_paused(now):
             self.counters["probe_skipped"] += 1
-            return self._fake(asked)
+            return self._own.fake(asked)
         self.counters["probe"] += 1
         return probe
 
@@ -453,24 +408,12 @@ class NameServer:
                 return learned
             if dns.rcode(learned) == Rcode.NXDOMAIN:
                 return dns.with_question(learned, asked)
-            return dns.answer_minimal(asked, self._ttl)
+            return dns.answer_minimal(asked, self._own.ttl)
         if forward.purpose is Purpose.PROBE:
-            return self._fake(asked)
+            return self._own.fake(asked)
         if forward.purpose is Purpose.BINDING:
-            return self._negative(asked, Rcode.NOERROR, "withheld")
+            return self._own.negative(asked, Rcode.NOERROR, "withheld")
         return dns.answer_error(asked, Rcode.SERVFAIL)
-
-    def _fake(self, query: Query) -> bytes:
-        address = self._pools.assign(query.name, _VERSIONS[query.qtype])
-        if address is None:
-            self.counters["exhausted"] += 1
-            return dns.answer_error(query, Rcode.SERVFAIL)
-        self.counters["fake"] += 1
-        return dns.answer_addresses(query, [address], self._ttl)
-
-    def _negative(self, query: Query, rcode: Rcode, counter: str) -> bytes:
-        self.counters[counter] += 1
-        return dns.answer_negative(query, rcode, self._ttl)
 
     def _remember(self, query: Query, answer: bytes) -> None:
         """Note which real addresses ``answer`` gives to the name of ``query``.
@@ -479,21 +422,11 @@ class NameServer:
             WireError: it is garbled, or one of them is in the fake ranges.
         """
         for packed in dns.answered_addresses(query, answer):
-            if self._faking and self._pools.contains(ipaddress.ip_address(packed)):
+            if self._own.is_fake(ipaddress.ip_address(packed)):
                 raise WireError("response_fake")
             self._real_names.note(packed, query.name)
 
-    def _fit(self, answer: bytes, query: Query, *, stream: bool) -> bytes:
-        fitting = dns.fit(answer, query, stream=stream)
-        if fitting is not answer:
-            self.counters["truncated"] += 1
-        return fitting
 
-
-_VERSIONS: dict[int, Literal[4, 6]] = {Type.A: 4, Type.AAAA: 6, Type.ANY: 4}
-
-
-def _fakeable(query: Query) -> bool:
-    """Whether the server can resolve the name as an application here means it."""
-    _, dot, top = query.name.rpartition(".")
-    return bool(dot) and not top[0].isdigit() and query.is_host
+def _by_family(address: Address) -> int:
+    """The key that puts IPv6 first."""
+    return -address.version

@@ -19,11 +19,11 @@ class Settings:
         capture_dns: answer every query to port 53, whomever it is for.
         direct_sources: addresses, as on the wire, whose flows go DIRECT whatever the rules say.
         secret: randomness for sequence numbers, 16 octets or more.
-        features: what the way of PROXY flows carries beside TCP; it may change, see
+        features: what the way through the first server carries beside TCP; it may change, see
             :meth:`Engine.set_features`.
         sniff: look for names in what initiators of flows to bare addresses say first, where a rule
             needs a name. Over TCP such a flow is accepted before its target is reached.
-        server: the name of the server that ``features`` is about. Datagrams cannot go by others.
+        server: the name of the first server, which decisions that name none mean.
         local_sources: addresses of initiators on this host; ``None``: all are. The others are
             behind a network, which loses and delays packets, and may vanish without a word.
     """

@@ -57,7 +57,7 @@ START_TIMEOUT_S = 20.0
 MAX_TARGETS = 4096
 MAX_ECHOES = 1024
 
-_KINDS = {
+KINDS = {
     frames.PORT_UNREACHABLE: DatagramError.PORT_UNREACHABLE,
     frames.HOST_UNREACHABLE: DatagramError.HOST_UNREACHABLE,
     frames.PROHIBITED: DatagramError.PROHIBITED,
@@ -269,7 +269,7 @@ class Session:
                 self._counters["agent_late"] += 1
             else:
                 payload = data[at + _STRANGER.size : end]
-                source.handler.datagram_received(_address(packed), port, payload)
+                source.handler.datagram_received(literal(packed), port, payload)
         else:
             self._received_rarely(kind, data[at:end])
 
@@ -288,7 +288,7 @@ class Session:
             number, error, _, packed = _ECHO_ERROR.unpack(body)
             echo = self._echoes.pop(number, None)
             if echo is not None and echo[1] is not None:
-                echo[1](_KINDS[error], _address(packed) if any(packed) else None)
+                echo[1](KINDS[error], literal(packed) if any(packed) else None)
         elif kind == frames.COUNTERS:
             self.remote_counters.update(json.loads(body))
             self._end_reports()
@@ -302,8 +302,8 @@ class Session:
         if source is None or source.handler is None:
             self._counters["agent_late"] += 1
             return
-        host, port = self._by_number.get(target) or (_address(packed), port)
-        source.handler.error_received(host, port, _KINDS[kind], mtu or None)
+        host, port = self._by_number.get(target) or (literal(packed), port)
+        source.handler.error_received(host, port, KINDS[kind], mtu or None)
 
     def _forget(self) -> None:
         if self._pipe is not None:
@@ -320,7 +320,8 @@ class Session:
                 waiting.set_result(None)
 
 
-def _address(packed: bytes) -> str:
+def literal(packed: bytes) -> str:
+    """An address in 16 octets as text; IPv4 is in them as RFC 4291 2.5.5.2 has it."""
     address = ipaddress.IPv6Address(packed)
     return str(address.ipv4_mapped or address)
 

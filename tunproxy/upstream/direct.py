@@ -1,7 +1,7 @@
 """The way out that is no proxy: sockets of this machine that carry our mark.
 
-DIRECT flows leave here. The mark keeps them off the TUN; names are resolved as the machine would
-(:mod:`tunproxy.upstream.resolver_direct`), because the application is not proxied.
+DIRECT flows of TCP leave here. The mark keeps them off the TUN; names are resolved as the machine
+would (:mod:`tunproxy.upstream.resolver_direct`), because the application is not proxied.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ..errors import OpenFailed, Refusal
 from . import dial
@@ -18,9 +17,6 @@ from .drain import HIGH_WATER_BYTES, LOW_WATER_BYTES, DrainWatch
 
 if TYPE_CHECKING:
     from .base import StreamHandler
-
-DATAGRAM_BACKLOG_BYTES = 256 * 1024
-"""Datagrams that the kernel does not take wait up to this much; more are dropped, as it would."""
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: close() sends RST."""
@@ -33,22 +29,10 @@ class Resolver(Protocol):
         """The literal addresses of ``name`` (a literal is its own); empty when it has none."""
 
 
-class DatagramHandler(Protocol):
-    """Who is told what happens on a datagram stream. None of these may raise."""
-
-    def datagram_received(self, data: bytes) -> None:
-        """``data`` has arrived from the target."""
-
-    def error_received(self, refusal: Refusal) -> None:
-        """The network has reported an error; the stream goes on."""
-
-
 class DirectUpstream:
-    """Opens streams and datagram streams from this machine."""
+    """Opens streams from this machine; for datagrams see :mod:`.direct_datagrams`."""
 
     def __init__(self, make_socket: dial.MakeSocket, resolver: Resolver) -> None:
-        self.drops: Counter[str] = Counter()
-        """Datagrams dropped, by reason."""
         self._make_socket = make_socket
         self._resolver = resolver
         self._loop = asyncio.get_running_loop()
@@ -76,34 +60,6 @@ class DirectUpstream:
             sock.close()
             raise
         stream.start()
-        return stream
-
-    async def open_datagram(
-        self, host: str, port: int, handler: DatagramHandler
-    ) -> DirectDatagramStream:
-        """Open a connected UDP socket to ``host`` (a name or a literal) and ``port``.
-
-        Raises:
-            OpenFailed: no such name, or no route.
-        """
-        try:
-            address = dial.interleave(await self._addresses(host))[0]
-            family, sockaddr = dial.socket_address(address, port)
-            sock = await self._make_socket(family, socket.SOCK_DGRAM)
-        except OSError as error:
-            raise OpenFailed(dial.refusal_of(error), dial.describe(error)) from error
-        try:
-            sock.setblocking(False)
-            sock.connect(sockaddr)
-            _, stream = await self._loop.create_datagram_endpoint(
-                lambda: DirectDatagramStream(handler, self.drops), sock=sock
-            )
-        except OSError as error:
-            sock.close()
-            raise OpenFailed(dial.refusal_of(error), dial.describe(error)) from error
-        except BaseException:
-            sock.close()
-            raise
         return stream
 
     async def _addresses(self, host: str) -> list[str]:
@@ -247,44 +203,3 @@ class DirectStream(asyncio.Protocol):
     def _close_when_done(self) -> None:
         if self._eof_sent and self._eof_received and self._transport is not None:
             self._transport.close()
-
-
-class DirectDatagramStream(asyncio.DatagramProtocol):
-    """One connected UDP socket."""
-
-    def __init__(self, handler: DatagramHandler, drops: Counter[str]) -> None:
-        self._handler = handler
-        self._drops = drops
-        self._transport: Any = None
-        """An asyncio.DatagramTransport; the type stubs do not know its write buffer."""
-
-    def send(self, data: bytes | memoryview) -> None:
-        """Send one datagram, or drop it when the socket is behind; it is copied."""
-        if self._transport is None:
-            self._drops["closed"] += 1
-        elif self._transport.get_write_buffer_size() > DATAGRAM_BACKLOG_BYTES:
-            self._drops["backlog"] += 1
-        else:
-            self._transport.sendto(bytes(data))
-
-    def close(self) -> None:
-        """Close; the handler is told nothing more."""
-        if self._transport is not None:
-            self._transport.abort()
-            self._transport = None
-
-    # asyncio.DatagramProtocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        if self._transport is not None:
-            self._handler.datagram_received(data)
-
-    def error_received(self, exc: Exception) -> None:
-        if self._transport is not None and isinstance(exc, OSError):
-            self._handler.error_received(dial.refusal_of(exc))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import ipaddress
 import logging
 import os
 import socket
@@ -75,10 +76,10 @@ class ExitServer:
         sock: socket.socket | None = None,
     ) -> None:
         """``listen`` is an address and a port (0: any free one); all interfaces have to be asked
-        for with 0.0.0.0 or ``::``. ``host_keys`` are private key files, ``authorized_keys`` is a
-        file as sshd(8) has it. Without ``permit`` every target may be opened; without ``hub``
-        no tunnel. With ``sock``, which listens already, ``listen`` is not looked at; it is ours
-        from then on."""
+        for with 0.0.0.0, or with ``::``, which is IPv4 as well. ``host_keys`` are private key
+        files, ``authorized_keys`` is a file as sshd(8) has it. Without ``permit`` every target may
+        be opened; without ``hub`` no tunnel. With ``sock``, which listens already, ``listen`` is
+        not looked at; it is ours from then on."""
         self.counters: Counter[str] = Counter()
         """Connections and channels refused, by reason."""
         self._listen = listen
@@ -106,11 +107,14 @@ class ExitServer:
         host, port = self._listen
         if not host:
             raise ConfigError("no address to listen on: write 0.0.0.0 or :: for all interfaces")
+        sock = self._sock
         try:
+            if sock is None and host == "::":
+                sock = _of_both_versions(port)
             self._acceptor = await asyncssh.listen(
-                host if self._sock is None else "",
-                port if self._sock is None else 0,
-                sock=self._sock,
+                host if sock is None else "",
+                port if sock is None else 0,
+                sock=sock,
                 config=None,
                 server_factory=lambda: _Connection(self),
                 server_host_keys=list(self._host_keys),
@@ -140,6 +144,9 @@ class ExitServer:
             raise ConfigError(
                 f"the host keys or the authorized keys are not understood: {error}"
             ) from error
+        finally:
+            if self._acceptor is None and sock is not None:
+                sock.close()
 
     async def close(self) -> None:
         """Stop listening and end every connection."""
@@ -225,6 +232,8 @@ class _Connection(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self.ssh = conn
+        # What authorized_keys says of IPv4 holds for who comes by it to a socket of both versions.
+        conn._peer_addr = _unmapped(conn._peer_addr)
         if not self._exit.admit(self):
             conn.abort()
             return
@@ -358,3 +367,22 @@ def _look_up(host: str) -> list[Any]:
 
 async def _make_socket(family: int, kind: int) -> socket.socket:
     return socket.socket(family, kind)
+
+
+def _of_both_versions(port: int) -> socket.socket:
+    """Listen at all addresses; asyncio would make a socket of IPv6 alone.
+
+    Raises:
+        OSError: the port is taken, or there is no IPv6.
+    """
+    both = socket.has_dualstack_ipv6()
+    return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=both)
+
+
+def _unmapped(address: str) -> str:
+    """``address``, as an IPv4 one if it is one that is mapped into IPv6 (RFC 4291 2.5.5.2)."""
+    try:
+        mapped = ipaddress.IPv6Address(address).ipv4_mapped
+    except ValueError:
+        return address
+    return address if mapped is None else str(mapped)

@@ -106,6 +106,7 @@ class SshPool:
         self._counters: Counter[str] = Counter()
         self._reconnects = 0
         self._resolver_addresses: tuple[str, ...] = ()
+        self._hosts_file: bytes | None = None
 
     @property
     def connections(self) -> int:
@@ -141,6 +142,12 @@ class SshPool:
     def resolver_addresses(self) -> tuple[str, ...]:
         """The resolvers on the server's side; empty when they are not known."""
         return self._members[0].resolver_addresses or self._resolver_addresses
+
+    @property
+    def hosts_file(self) -> bytes | None:
+        """The server's /etc/hosts, or its beginning; ``None``: it cannot be read."""
+        latest = self._members[0].hosts_file
+        return self._hosts_file if latest is None else latest
 
     @property
     def reconnects(self) -> int:
@@ -196,6 +203,10 @@ class SshPool:
                 # Its connection was lost while others are up.
             finally:
                 member.opening -= 1
+
+    async def surveyed(self) -> None:
+        """See :meth:`tunproxy.upstream.ssh.SshUpstream.surveyed`, as for the next ones."""
+        await self._members[0].surveyed()
 
     async def read_file(self, path: str) -> bytes | None:
         """See :meth:`tunproxy.upstream.ssh.SshUpstream.read_file`, as for the next ones."""
@@ -333,6 +344,7 @@ class SshPool:
         """Close ``member``, while another is up."""
         was_first = member is self._members[0]
         self._resolver_addresses = self.resolver_addresses
+        self._hosts_file = self.hosts_file
         self._counters += member.counters
         self._reconnects += member.reconnects
         self._members.remove(member)

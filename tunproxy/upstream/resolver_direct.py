@@ -38,16 +38,20 @@ class DirectResolver:
     def __init__(
         self,
         make_socket: dial.MakeSocket,
-        servers: Sequence[str],
+        servers: Sequence[str] | Callable[[], Sequence[str]],
         *,
         port: int = DNS_PORT,
         hosts_path: str = "/etc/hosts",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``servers`` are literal addresses, best first."""
+        """``servers`` are literal addresses, best first, or a function that knows them by now."""
         self.counters: Counter[str] = Counter()
         self._make_socket = make_socket
-        self._servers = tuple(servers)
+        self._find_servers = servers if callable(servers) else lambda: servers
+        self._found: Sequence[str] = ()
+        self._servers: list[str] = []
+        """The same, whoever has answered last first: not every name shall wait for one that is
+        dead."""
         self._port = port
         self._hosts = HostsFile(hosts_path)
         self._lookup = Lookup(self.query, clock=clock)
@@ -82,15 +86,26 @@ class DirectResolver:
             return None
         self._outstanding += 1
         try:
+            servers = self._in_order()
             for _ in range(UDP_TRIES):
-                for server in self._servers:
+                for server in servers:
                     reply = await self._ask(server, message)
                     if reply is not None:
+                        self._prefer(server)
                         return reply
         finally:
             self._outstanding -= 1
         self.counters["no_reply"] += 1
         return None
+
+    def _in_order(self) -> list[str]:
+        found = list(self._find_servers())
+        if found != self._found:
+            self._found = self._servers = found
+        return self._servers
+
+    def _prefer(self, server: str) -> None:
+        self._servers = sorted(self._servers, key=lambda other: other != server)
 
     async def _ask(self, server: str, message: bytes) -> bytes | None:
         """Over UDP, and again over TCP when the reply did not fit (RFC 7766 section 5)."""

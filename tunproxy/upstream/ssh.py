@@ -31,6 +31,7 @@ from .ssh_command import output_of
 from .ssh_errors import LoginRefused, open_failed
 from .ssh_fast import connection_path
 from .ssh_login import LoggedIn, Login
+from .ssh_names import read_name_files
 from .ssh_stream import SshStream
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class SshUpstream:
         """When the present connection came up (time.time())."""
         self.resolver_addresses: tuple[str, ...] = ()
         """The resolvers on the server's side; empty when they are not known."""
+        self.hosts_file: bytes | None = None
+        """The server's /etc/hosts, or its beginning; ``None``: it cannot be read."""
         self.counters: Counter[str] = Counter()
         """Opens that did not succeed, by reason."""
         self._server = server
@@ -163,6 +166,11 @@ class SshUpstream:
                 f"the SSH server {self._server.target} ended the connection at once: try ssh(1)"
             )
         await asyncio.wait((self._survey,))
+
+    async def surveyed(self) -> None:
+        """Wait until it is known what the far side of the present connection knows of names."""
+        if self._survey is not None:
+            await asyncio.wait((self._survey,))
 
     async def run(self) -> None:
         """Stay connected, until cancelled or closed; call it after :meth:`connect`."""
@@ -309,13 +317,20 @@ class SshUpstream:
         return self._random() * min(BACKOFF_MOST_S, BACKOFF_FIRST_S * (1 << min(attempt, 16)))
 
     async def _look_around(self) -> None:
-        """Find the far side's resolvers; and, by the way, make the server set TCP_NODELAY.
+        """Find what the far side knows of names; and, by the way, make the server set TCP_NODELAY.
 
         OpenSSH sets it when a session channel is opened, and leaves it set.
         """
-        text = await self.read_file("/etc/resolv.conf")
-        if self._server.resolver is None and text is not None:
-            self.resolver_addresses = name_servers(text.decode("utf-8", "replace"))
+        link = self._link
+        if link is None:
+            return
+        files = await read_name_files(link.connection)
+        if files is None:
+            return
+        if self._server.resolver is None:
+            self.resolver_addresses = name_servers(files.resolv_conf.decode("utf-8", "replace"))
+        if files.hosts is not None:
+            self.hosts_file = files.hosts
 
     async def _link_for_vpn(self) -> LoggedIn:
         try:

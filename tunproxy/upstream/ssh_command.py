@@ -32,15 +32,24 @@ log = logging.getLogger(__name__)
 
 
 async def output_of(
-    connection: asyncssh.SSHClientConnection, command: str, most: int = MAX_OUTPUT_BYTES
+    connection: asyncssh.SSHClientConnection,
+    command: str,
+    most: int = MAX_OUTPUT_BYTES,
+    *,
+    partial: bool = False,
 ) -> bytes | None:
-    """The first ``most`` octets of what ``command`` prints; ``None``: it fails, or may not run."""
+    """The first ``most`` octets of what ``command`` prints; ``None``: it fails, or may not run.
+
+    One that takes longer than 5 s fails; ``partial``: what it has printed until then will do.
+    """
+    output = bytearray()
     try:
         async with asyncio.timeout(OUTPUT_TIMEOUT_S):
-            return await _output_of(connection, command, most)
+            has_succeeded = await _collect(connection, command, most, output)
     except (asyncssh.Error, OSError) as error:
         log.debug("cannot run %s on the server: %s", command, error)
-        return None
+        has_succeeded = partial and isinstance(error, TimeoutError) and bool(output)
+    return bytes(output) if has_succeeded else None
 
 
 class RemoteCommand(asyncssh.SSHClientSession[str]):
@@ -141,22 +150,20 @@ class RemoteCommand(asyncssh.SSHClientSession[str]):
         self._news.set()
 
 
-async def _output_of(
-    connection: asyncssh.SSHClientConnection, command: str, most: int
-) -> bytes | None:
+async def _collect(
+    connection: asyncssh.SSHClientConnection, command: str, most: int, output: bytearray
+) -> bool:
+    """Put what ``command`` prints into ``output``; return whether it has succeeded."""
     process = await connection.create_process(
         command, stdin=asyncssh.DEVNULL, stderr=asyncssh.DEVNULL, encoding=None
     )
     try:
-        output = b""
         while len(output) < most:
             data = await process.stdout.read(most - len(output))
             if not data:
-                break
+                await process.wait_closed()
+                return process.exit_status == 0
             output += data
-        else:
-            return output
-        await process.wait_closed()
-        return output if process.exit_status == 0 else None
+        return True
     finally:
         process.channel.abort()

@@ -26,9 +26,7 @@ discipline sees it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import socket
 import struct
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -40,6 +38,7 @@ from asyncssh.packet import UInt32
 from .drain import HIGH_WATER_BYTES
 from .ssh_channel import DataSender, DataTaker
 from .ssh_stream import MAX_PACKET_BYTES, WINDOW_BYTES
+from .ssh_wire import keep_queue_short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,9 +58,6 @@ BIG_MESSAGE_BYTES = 10 + 14 + 4 + 40 + 65535
 BIG_WINDOW_BYTES = 16 * 1024 * 1024
 """Messages are passed on as they come, so the window only has to cover the round trip: 1.3 Gbit/s
 at 100 ms. Towards OpenSSH it is the usual one: sshd would queue a whole window of packets."""
-
-NOTSENT_LOWAT_BYTES = 128 * 1024
-"""TCP_NOTSENT_LOWAT, tcp(7): how much the kernel holds beyond what it may send at once."""
 
 _FAMILIES = {4: UInt32(2), 6: UInt32(24)}
 """OpenBSD's AF_INET and AF_INET6, by the version of IP."""
@@ -209,7 +205,9 @@ class SshTunnel(asyncssh.SSHTunTapSession):
             return
         most = self.channel.largest_message()
         self._largest = most - _FAMILY_LEN if self._has_family else most
-        _keep_queue_short(chan.get_extra_info("socket"))
+        sock = chan.get_extra_info("socket")
+        if sock is not None:  # by way of another server there is none
+            keep_queue_short(sock)
         self.window_opened()
 
     def eof_received(self) -> bool:
@@ -350,9 +348,3 @@ def _is_openssh(connection: asyncssh.SSHClientConnection | asyncssh.SSHServerCon
     other = "server_version" if connection.is_client() else "client_version"
     version = connection.get_extra_info(other, "")
     return str(version).startswith("SSH-2.0-OpenSSH")
-
-
-def _keep_queue_short(sock: socket.socket | None) -> None:
-    if sock is not None:
-        with contextlib.suppress(OSError):  # a ProxyCommand has another sort of socket
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)

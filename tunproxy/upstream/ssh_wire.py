@@ -40,6 +40,12 @@ has to wait where it can be told whose it is."""
 Resolve: TypeAlias = Callable[[str], Awaitable[list[str]]]
 
 
+def keep_queue_short(sock: socket.socket) -> None:
+    """Have the kernel take little at once for ``sock``, if that is TCP: a ProxyCommand's is not."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+
+
 class FirstHop:
     """The first server on the way: its addresses, and sockets that lead there."""
 
@@ -146,8 +152,7 @@ class SocketDialler(Dialler):
             sock.close()
             raise
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOTSENT_LOWAT_BYTES)
+        keep_queue_short(sock)
         self._buffers.append(transport)
         return transport, connection
 

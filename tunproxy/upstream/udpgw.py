@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import ipaddress
 import logging
 import struct
 from collections import Counter, OrderedDict, deque
@@ -25,11 +24,14 @@ from typing import TYPE_CHECKING
 
 from ..errors import OpenFailed, ServerError
 from .relay_common import Batch, keep_running
+from .relay_names import MAX_LOOKUPS as MAX_LOOKUPS
+from .relay_names import Names
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable
 
     from .base import Buffer, DatagramError, RelayHandler, Stream, Upstream
+    from .relay_names import Resolve
 
 DEFAULT_ADDRESS = ("127.0.0.1", 7300)
 
@@ -38,13 +40,6 @@ KEEPALIVE, REBIND, DNS, IPV6 = 1, 2, 4, 8
 
 KEEPALIVE_S = 10.0
 MAX_CONNECTIONS = 256
-
-NAME_S = 60.0
-MAX_NAMES = 1024
-MAX_LOOKUPS = 64
-MAX_WAITING = 16
-"""Datagrams that wait for one name."""
-MAX_WAITING_BYTES = 64 * 1024
 
 _LENGTH = struct.Struct("<H")
 _HEAD = struct.Struct("<HBH")
@@ -64,7 +59,7 @@ class Udpgw:
     def __init__(
         self,
         upstream: Upstream,
-        resolve: Callable[[str], Awaitable[Sequence[str]]],
+        resolve: Resolve,
         address: tuple[str, int] = DEFAULT_ADDRESS,
     ) -> None:
         """``resolve`` finds literal addresses on the server's side, the best first; none: there is
@@ -77,7 +72,7 @@ class Udpgw:
         """Called when there is a stream, or none any more: :attr:`features` are others now."""
         self._upstream = upstream
         self._address = address
-        self._names = _Names(resolve, self.counters)
+        self._names = Names(resolve, self.counters, "udpgw")
         self._link: _Link | None = None
         self._lost = asyncio.Event()
         self._lost.set()
@@ -119,7 +114,7 @@ class Udpgw:
 
     def open(self, handler: RelayHandler, *, version: int = 0) -> UdpgwSocket:
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
-        return UdpgwSocket(self, handler)
+        return UdpgwSocket(self, handler, version)
 
     def echo(
         self,
@@ -154,18 +149,14 @@ class Udpgw:
         if connection is not None:
             link.send(connection, payload)
             return
-        literal = packed(host)
-        if literal is not None:
-            link.send(link.connect((socket, host, port), literal), payload)
-            return
         octets = bytes(payload)
 
-        def found(address: bytes) -> None:
-            if self._link is link and socket.handler is not None:
+        def found(address: bytes | None) -> None:
+            if address is not None and self._link is link and socket.handler is not None:
                 known = link.find((socket, host, port))
                 link.send(known or link.connect((socket, host, port), address), octets)
 
-        self._names.find(host, len(octets), found)
+        self._names.find(host, len(octets), found, version=socket.version)
 
     def forget(self, socket: UdpgwSocket) -> None:
         """``socket`` is closed."""
@@ -182,8 +173,10 @@ class Udpgw:
 class UdpgwSocket:
     """A :class:`~tunproxy.upstream.base.RelaySocket`; it has a port for each target."""
 
-    def __init__(self, relay: Udpgw, handler: RelayHandler) -> None:
+    def __init__(self, relay: Udpgw, handler: RelayHandler, version: int) -> None:
         self.handler: RelayHandler | None = handler
+        self.version = version
+        """Of IP, that of the addresses of names that are sent to; 0: any."""
         self._relay = relay
 
     def send(self, host: str, port: int, payload: Buffer, *, whole: bool = False) -> None:
@@ -349,86 +342,3 @@ class _Link:
         if self._stream is not None:
             self._batch.close()
             self._stream = None
-
-
-class _Name:
-    def __init__(self) -> None:
-        self.address: bytes | None = None
-        self.expires_at = 0.0
-        self.waiting: deque[tuple[int, Callable[[bytes], None]]] | None = deque()
-        """``None``: nothing is being looked up."""
-
-
-class _Names:
-    """Looks names up, remembers them for a minute, and lets datagrams wait meanwhile."""
-
-    def __init__(
-        self, resolve: Callable[[str], Awaitable[Sequence[str]]], counters: Counter[str]
-    ) -> None:
-        self._resolve = resolve
-        self._counters = counters
-        self._loop = asyncio.get_running_loop()
-        self._known: OrderedDict[str, _Name] = OrderedDict()
-        self._lookups: set[asyncio.Task[None]] = set()
-
-    def find(self, host: str, size: int, action: Callable[[bytes], None]) -> None:
-        """Call ``action`` with the address of ``host``, at once or later, if there is one."""
-        name = self._known.get(host)
-        if name is not None and name.waiting is None and name.expires_at > self._loop.time():
-            if name.address is None:
-                self._counters["udpgw_no_address"] += 1
-            else:
-                action(name.address)
-            return
-        if name is None or name.waiting is None:
-            if len(self._lookups) >= MAX_LOOKUPS:
-                self._counters["udpgw_resolver_full"] += 1
-                return
-            name = self._look_up(host)
-        assert name.waiting is not None
-        name.waiting.append((size, action))
-        while (
-            len(name.waiting) > MAX_WAITING
-            or sum(size for size, _ in name.waiting) > MAX_WAITING_BYTES
-        ):
-            name.waiting.popleft()
-            self._counters["udpgw_waiting"] += 1
-
-    def close(self) -> None:
-        for task in self._lookups:
-            task.cancel()
-        self._known.clear()
-
-    def _look_up(self, host: str) -> _Name:
-        self._known.pop(host, None)
-        if len(self._known) >= MAX_NAMES:
-            del self._known[next(h for h, name in self._known.items() if name.waiting is None)]
-        name = self._known[host] = _Name()
-        task = asyncio.create_task(self._find(host, name), name="udpgw-name")
-        self._lookups.add(task)
-        task.add_done_callback(self._lookups.discard)
-        return name
-
-    async def _find(self, host: str, name: _Name) -> None:
-        try:
-            found = await self._resolve(host)
-        except (OSError, ServerError, OpenFailed) as error:
-            log.debug("cannot look %s up: %s", host, error)
-            found = ()
-        addresses = (packed(address) for address in found)
-        name.address = next((address for address in addresses if address is not None), None)
-        name.expires_at = self._loop.time() + (NAME_S if name.address else 0.0)
-        waiting, name.waiting = name.waiting, None
-        for _, action in waiting or ():
-            if name.address is None:
-                self._counters["udpgw_no_address"] += 1
-            else:
-                action(name.address)
-
-
-def packed(host: str) -> bytes | None:
-    """The octets of a literal address; ``None``: it is a name."""
-    try:
-        return ipaddress.ip_address(host).packed
-    except ValueError:
-        return None

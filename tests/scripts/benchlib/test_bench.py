@@ -33,6 +33,7 @@ def test_measures_and_writes(tmp_path: pathlib.Path) -> None:
         assert all(cell["median"] > 0 for cell in summary[figure].values())
     assert summary["dns"].keys() == {"up user"}
     assert done.stdout == (tmp_path / "bench.md").read_text()
+    assert "| download / upload, 1 stream | 1.00 / 1.00 |" in (tmp_path / "readme.md").read_text()
 
 
 def test_what_there_is_not_cannot_be_measured() -> None:

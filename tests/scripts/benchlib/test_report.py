@@ -9,7 +9,7 @@ import pytest
 
 from scripts.benchlib import report
 from scripts.benchlib.metrics import FIGURES
-from scripts.benchlib.peers import BASELINE
+from scripts.benchlib.peers import BASELINE, PACKETS, PEERS
 from scripts.benchlib.plots import PLOTS
 from scripts.benchlib.report import Sample
 from scripts.benchlib.rounds import turned
@@ -42,8 +42,32 @@ def test_table() -> None:
     assert title == "| | ssh -L | up user | ratio |"
     assert rows == [
         "| download, 1 stream, MB/s | 900 | 1,200 | 1.67 |",
-        "| DNS answers, 1/s |  | 12.3 |  |",
+        "| DNS answers, new names, 1/s (ratio to ssh -w) |  | 12.3 |  |",
     ]
+
+
+def test_short_table_says_how_many_times_as_good_each_is() -> None:
+    more = [
+        Sample(0, peer, figure, value)
+        for figure, values in (("up1", (100, 50)), ("ready", (1, 4)), ("rss_0", (10, 1)))
+        for peer, value in zip((BASELINE, "up user"), values, strict=True)
+    ]
+    udp = [Sample(0, PACKETS, "udp", 10.0), Sample(0, "up user", "udp", 123.0)]
+    peers = [BASELINE, "vpn", "up user", PACKETS]
+    title, _, *rows = report.readme([*SAMPLES, *more, *udp], peers).splitlines()
+    assert title == "| times as good | ssh -L | up user | ssh -w |"
+    assert rows == [
+        "| download / upload, 1 stream | 1.00 / 1.00 | 1.67 / 0.50 |  |",
+        "| DNS answers / UDP round trips a second (to ssh -w) |  | - / 12.3 | - / 1.00 |",
+        "| start to first answer | 1.00 | 0.25 |  |",
+        "| memory: no flow / 10,000 idle flows | 1.00 / - | 10.0 / - |  |",
+    ]
+
+
+def test_every_figure_of_the_short_table_exists() -> None:
+    for figures in report.README.values():
+        assert len({FIGURES[figure].baseline for figure in figures}) == 1
+    assert set(report.README_PEERS) <= set(PEERS)
 
 
 def test_json_has_every_sample(tmp_path: pathlib.Path) -> None:
