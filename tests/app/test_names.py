@@ -30,7 +30,7 @@ from tunproxy.upstream.resolver_direct import DirectResolver
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
-    from tunproxy.upstream.base import Stream, StreamHandler
+    from tunproxy.upstream.base import Opener, Stream, StreamHandler
 
 RULES = """
 DOMAIN-SUFFIX,blocked.test,REJECT
@@ -64,6 +64,16 @@ class Everywhere:
     ) -> Stream:
         self.opened.append((host, port))
         return await self._direct.open("127.0.0.1", self._port, source, handler)
+
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> None:
+        """Always in a task."""
 
 
 class World:

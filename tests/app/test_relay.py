@@ -61,6 +61,61 @@ async def test_the_rules_choose_the_way(setup: Setup) -> None:
 
 
 @relayed
+async def test_most_targets_are_opened_without_a_task(setup: Setup) -> None:
+    setup.ways.proxy.prompt = True
+    setup.initiator.syn()
+    setup.handle_events()
+    assert len(setup.relay.tasks) == 0
+    (begun,) = setup.ways.proxy.begun
+    stream = FakeStream()
+    begun.opener.opened(stream)
+    assert setup.wakes == 1
+    setup.initiator.complete()
+    setup.initiator.send(PSH | ACK, b"request")
+    setup.handle_events()
+    assert stream.written == b"request"
+
+
+@relayed
+async def test_refused_without_a_task(setup: Setup) -> None:
+    setup.ways.proxy.prompt = True
+    setup.initiator.syn()
+    setup.handle_events()
+    setup.ways.proxy.begun[0].opener.failed(OpenFailed(Refusal.REFUSED, "connection refused"))
+    assert setup.wakes == 1
+    setup.initiator.recv_one("R.")
+    await setup.turn()
+    assert not setup.ways.proxy.begun[0].cancelled
+    assert_idle(setup)
+
+
+@relayed
+async def test_what_has_to_wait_after_all_gets_a_task(setup: Setup) -> None:
+    setup.ways.proxy.prompt = True
+    setup.initiator.syn()
+    setup.handle_events()
+    setup.ways.proxy.begun[0].opener.failed(None)
+    await setup.turn()
+    (opening,) = setup.ways.proxy.streams
+    opening.result.set_result(FakeStream())
+    await setup.turn()
+    setup.initiator.complete()
+
+
+@relayed
+async def test_given_up_before_it_is_opened_without_a_task(setup: Setup) -> None:
+    setup.ways.proxy.prompt = True
+    setup.initiator.syn()
+    setup.handle_events()
+    (begun,) = setup.ways.proxy.begun
+    setup.initiator.send(RST)
+    assert setup.dialogue.sent() == []
+    await setup.turn()
+    assert begun.cancelled
+    assert_idle(setup)
+
+
+@relayed
 async def test_refused_is_a_reset(setup: Setup) -> None:
     opening = await setup.open()
     opening.result.set_exception(OpenFailed(Refusal.REFUSED, "connection refused"))

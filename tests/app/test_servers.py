@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from tests.helpers.aio import both_loops, turns
-from tests.helpers.fake_upstream import FakeStream, FakeUpstream
+from tests.helpers.aio import Recorder, both_loops, turns
+from tests.helpers.fake_upstream import Beginning, FakeStream, FakeUpstream
 from tunproxy.app import servers as servers_module
 from tunproxy.app.servers import LazyServer, Servers
 from tunproxy.app.tasks import TaskSet
@@ -17,6 +17,8 @@ from tunproxy.errors import OpenFailed, Refusal, ServerError
 if TYPE_CHECKING:
     from tunproxy.app.remoteshell import Shell
     from tunproxy.upstream.base import (
+        Attempt,
+        Opener,
         PacketHandler,
         PacketTunnel,
         Pipe,
@@ -34,6 +36,7 @@ class FakeServer:
         self.failure = failure
         self.may_connect = asyncio.Event()
         self.opened: list[str] = []
+        self.begun: list[Beginning] = []
         self.running = False
         self.closed = False
 
@@ -68,6 +71,17 @@ class FakeServer:
     ) -> PacketTunnel:
         self.opened.append(f"{kind} tunnel {unit}")
         raise NotImplementedError
+
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> Beginning:
+        self.begun.append(Beginning(host, handler, opener))
+        return self.begun[-1]
 
 
 class Setup:
@@ -105,6 +119,24 @@ async def test_first_flow_logs_in_for_all() -> None:
     assert server.running
     await setup.lazy.close()
     assert server.closed
+    await setup.tasks.cancel()
+
+
+@both_loops
+async def test_only_who_is_logged_in_begins_without_a_task() -> None:
+    setup = Setup()
+
+    def begin() -> Attempt | None:
+        return setup.lazy.begin("a", 80, ("192.0.2.1", 1), Recorder(), cast("Opener", None))
+
+    assert begin() is None
+    assert setup.made == []
+    opening = setup.open("a")
+    await turns(3)
+    assert begin() is None
+    setup.made[0].may_connect.set()
+    await opening
+    assert begin() is setup.made[0].begun[0]
     await setup.tasks.cancel()
 
 

@@ -11,7 +11,13 @@ from tests.helpers.aio import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunproxy.upstream.base import Buffer, DatagramError, RelayHandler, StreamHandler
+    from tunproxy.upstream.base import (
+        Buffer,
+        DatagramError,
+        Opener,
+        RelayHandler,
+        StreamHandler,
+    )
 
 
 class FakeStream:
@@ -60,11 +66,26 @@ class Opening:
     cancelled: bool = False
 
 
+@dataclass
+class Beginning:
+    """One call of ``begin``: answer it through ``opener``."""
+
+    host: str
+    handler: StreamHandler
+    opener: Opener
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class FakeUpstream:
     """A way out. ``stubborn``: it returns a stream although the opening was cancelled, as
-    ``asyncio.wait_for`` may when both happen at once."""
+    ``asyncio.wait_for`` may when both happen at once. ``prompt``: it opens without a task."""
 
     def __init__(self) -> None:
+        self.prompt = False
+        self.begun: list[Beginning] = []
         self.streams: list[Opening] = []
         self.stubborn = False
 
@@ -82,6 +103,19 @@ class FakeUpstream:
             late = FakeStream()
             opening.result.set_result(late)
             return late
+
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> Beginning | None:
+        if not self.prompt:
+            return None
+        self.begun.append(Beginning(host, handler, opener))
+        return self.begun[-1]
 
 
 class FakeResolver:

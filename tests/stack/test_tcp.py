@@ -287,4 +287,5 @@ def test_every_legal_transition_is_one_that_rfc_9293_draws() -> None:
 def test_signals_are_flags_of_a_plain_integer() -> None:
     endpoint: Endpoint = STATES[State.ESTABLISHED]().endpoint
     assert endpoint.signals == 0
-    assert len({int(signal) for signal in Signal}) == 5
+    signals = [bit for name, bit in vars(Signal).items() if name.isupper()]
+    assert sorted(signals) == [1 << at for at in range(5)]

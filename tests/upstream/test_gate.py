@@ -146,6 +146,64 @@ async def test_the_old_are_not_counted() -> None:
 
 
 @both_loops
+async def test_who_cannot_wait_gets_in_where_there_is_a_place() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "MAX_YOUNG_OF_TARGET", TWO)
+        patch.setattr(gate, "MAX_YOUNG", 3)
+        gates = Gates(asyncio.get_running_loop())
+        first, second = (gates.try_enter(("slow", 80)) for _ in range(2))
+        assert first is not None
+        assert second is not None
+        assert gates.try_enter(("slow", 80)) is None
+        third = gates.try_enter(("other", 80))
+        assert third is not None
+        assert gates.try_enter(("next", 80)) is None
+        assert len(gates) == TWO
+        third.leave()
+        first.leave()
+        assert len(gates) == 1
+        for passed in (gates.try_enter(("slow", 80)), second):
+            assert passed is not None
+            passed.leave()
+        assert len(gates) == 0
+
+
+@both_loops
+async def test_who_gets_in_so_is_not_counted_for_ever() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "MAX_YOUNG_OF_TARGET", 1)
+        patch.setattr(gate, "YOUNG_S", 0.01)
+        gates = Gates(asyncio.get_running_loop())
+        silent = gates.try_enter(("slow", 80))
+        assert silent is not None
+        async with asyncio.timeout(10), gates.passage(("slow", 80)):
+            silent.leave()
+        assert len(gates) == 0
+
+
+@both_loops
+async def test_who_waits_gets_the_place_of_one_that_has_not_waited() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "MAX_YOUNG_OF_TARGET", 1)
+        gates = Gates(asyncio.get_running_loop())
+        first = gates.try_enter(("slow", 80))
+        assert first is not None
+        entered = asyncio.Event()
+
+        async def wait() -> None:
+            async with gates.passage(("slow", 80)):
+                entered.set()
+
+        waiting = asyncio.get_running_loop().create_task(wait())
+        await turns()
+        assert not entered.is_set()
+        first.leave()
+        await waiting
+        assert entered.is_set()
+        assert len(gates) == 0
+
+
+@both_loops
 async def test_one_target_does_not_hold_up_another() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "MAX_YOUNG_OF_TARGET", TWO)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from tests.helpers.fake_upstream import Opening
-    from tunproxy.upstream.base import Stream
+    from tunproxy.upstream.base import Attempt, Opener, Stream
     from tunproxy.upstream.lookup import Lookup
 
 SIX, FOUR, OTHER = "2001:db8::1", "192.0.2.1", "192.0.2.2"
@@ -42,10 +42,11 @@ class FakeLookup:
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[str, ...] | None] = {}
+        self.known: dict[str, tuple[str, ...]] = {}
         self.asked: list[str] = []
 
     def cached(self, name: str) -> tuple[str, ...] | None:
-        return None
+        return self.known.get(name)
 
     async def addresses(self, name: str) -> tuple[str, ...]:
         self.asked.append(name)
@@ -58,6 +59,16 @@ class FakeLookup:
 
     async def close(self) -> None:
         pass
+
+
+class Noted:
+    """An opener."""
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = []
+        self.failures: list[OpenFailed | None] = []
+        self.opened = self.streams.append
+        self.failed = self.failures.append
 
 
 class Setup:
@@ -82,6 +93,9 @@ class Setup:
         """Begin to open ``host``."""
         self.flows.append(asyncio.create_task(self._open(host), name=f"open {host}"))
         return self.flows[-1]
+
+    def begin_without_task(self, host: str, opener: Opener) -> Attempt | None:
+        return self.racing.begin(host, 443, SOURCE, self.handler, opener)
 
     async def _open(self, host: str) -> Stream:
         stream = await self.racing.open(host, 443, SOURCE, self.handler)
@@ -160,6 +174,48 @@ async def test_one_address_is_one_channel_and_no_task(
     stream = FakeStream()
     opening.result.set_result(stream)
     assert await flow is stream
+
+
+@racing
+async def test_what_does_not_race_begins_without_a_task(setup: Setup) -> None:
+    setup.upstream.prompt = True
+    opener = Noted()
+    assert setup.begin_without_task(SIX, opener) is not None
+    assert setup.begin_without_task("one.test", opener) is None, "it has to be looked up"
+    setup.lookup.known = {"one.test": (FOUR,), "dual.test": (SIX, FOUR), "none.test": ()}
+    assert setup.begin_without_task("One.Test.", opener) is not None
+    assert [begun.host for begun in setup.upstream.begun] == [SIX, FOUR]
+    for host in ("dual.test", "none.test"):
+        assert setup.begin_without_task(host, opener) is None
+    assert setup.racing.counters == {"by_address": 1}
+    stream = FakeStream()
+    setup.upstream.begun[1].opener.opened(stream)
+    assert opener.streams == [stream]
+
+
+@racing
+async def test_address_that_is_prohibited_begins_anew(setup: Setup) -> None:
+    setup.upstream.prompt = True
+    setup.lookup.known = {"one.test": (FOUR,)}
+    opener = Noted()
+    setup.begin_without_task("one.test", opener)
+    failures = [refused(), OpenFailed(Refusal.PROHIBITED, "no"), None]
+    for failure in failures:
+        setup.upstream.begun[0].opener.failed(failure)
+    assert opener.failures == [failures[0], None, None]
+
+
+@racing
+async def test_name_that_worked_is_left_to_the_server(setup: Setup) -> None:
+    setup.upstream.prompt = True
+    flow = setup.begin("one.test")
+    (first,) = await setup.attempts(1)
+    first.result.set_exception(OpenFailed(Refusal.PROHIBITED, "no"))
+    _, second = await setup.attempts(2)
+    second.result.set_result(FakeStream())
+    await flow
+    setup.lookup.known = {"one.test": (FOUR,)}
+    assert setup.begin_without_task("one.test", Noted()) is None
 
 
 @racing

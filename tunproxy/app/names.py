@@ -22,7 +22,7 @@ import dnslib
 from ..errors import ConfigError, TunproxyError, WireError
 from ..flow.nameserver import Forward, NameServer
 from ..flow.rules import Action
-from ..upstream.base import Upstream
+from ..upstream.base import PromptUpstream
 from ..upstream.far_hosts import FarHosts
 from ..upstream.happy import Racing
 from ..upstream.lookup import Lookup
@@ -54,7 +54,7 @@ HOSTS_OF_SERVER = "hosts of the server"
 _log = logging.getLogger(__name__)
 
 
-class Server(Upstream, Protocol):
+class Server(PromptUpstream, Protocol):
     """What is needed of an SSH server."""
 
     @property

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ..flow.engine import Engine
     from ..flow.events import Event
-    from ..upstream.base import Stream, Upstream
+    from ..upstream.base import Attempt, PromptUpstream, Stream, Upstream
     from .kernelstack import KernelStack
 
 MAX_LINGERING = 4096
@@ -55,7 +55,7 @@ class Ways(DatagramWays, Protocol):
     """The ways out, as the rules name them."""
 
     @property
-    def proxy(self) -> Upstream:
+    def proxy(self) -> PromptUpstream:
         """Through the server."""
 
     @property
@@ -82,7 +82,7 @@ class Relay:
         self.streams = streams if streams is not None else engine
         self.wake: Callable[[], None] = lambda: None
         self.find_fact: Callable[[Hashable], Awaitable[None]] = _nobody_knows
-        self.find_server: Callable[[str | None], Upstream] = lambda name: ways.proxy
+        self.find_server: Callable[[str | None], PromptUpstream] = lambda name: ways.proxy
         self.tasks = TaskSet()
         self.datagrams = DatagramRelay(engine, ways, lambda: self.wake())
         self._engine = engine
@@ -142,7 +142,15 @@ class Relay:
         if event.network == "udp":
             self.datagrams.open(event)
             return
-        side = self._flows[event.flow] = _FlowSide(self, event.flow)
+        side = self._flows[event.flow] = _FlowSide(self, event)
+        if event.decision.action is not Action.DIRECT:
+            upstream = self.find_server(event.decision.server)
+            side.opening = upstream.begin(event.host, event.port, event.source, side, side)
+        if side.opening is None:
+            self.open_in_task(event, side)
+
+    def open_in_task(self, event: FlowOpened, side: _FlowSide) -> None:
+        """Open the target, with whatever has to be waited for."""
         side.opening = self.tasks.spawn(self._reach(event, side), f"open flow {event.flow}")
 
     async def _reach(self, event: FlowOpened, side: _FlowSide) -> None:
@@ -152,12 +160,13 @@ class Relay:
             upstream = self._ways.direct if is_direct else self.find_server(event.decision.server)
             side.opened(await upstream.open(event.host, event.port, event.source, side))
         except OpenFailed as failure:
-            self._refuse(event, failure)
+            self.refuse(event, failure)
         except Exception as defect:
-            self._refuse(event, OpenFailed(Refusal.UNREACHABLE, repr(defect)))
+            self.refuse(event, OpenFailed(Refusal.UNREACHABLE, repr(defect)))
             raise
 
-    def _refuse(self, event: FlowOpened, failure: OpenFailed) -> None:
+    def refuse(self, event: FlowOpened, failure: OpenFailed) -> None:
+        """Tell the initiator that the target cannot be opened."""
         _log.debug("flow %d: refused: %s", event.flow, failure)
         self.streams.refuse(event.flow, failure.refusal, time.monotonic())
         self.wake()
@@ -200,27 +209,41 @@ async def _nobody_knows(question: Hashable) -> None:
 
 
 class _FlowSide:
-    """The upstream's side of one TCP flow: what its stream calls back."""
+    """The upstream's side of one TCP flow: who waits for its stream, and what that calls back."""
 
-    __slots__ = ("_backlog", "_flow", "_is_over", "_relay", "_stream", "opening")
+    __slots__ = ("_backlog", "_event", "_flow", "_is_over", "_relay", "_stream", "opening")
 
-    def __init__(self, relay: Relay, flow: int) -> None:
+    def __init__(self, relay: Relay, event: FlowOpened) -> None:
         self._relay = relay
-        self._flow = flow
+        self._flow = event.flow
+        self._event: FlowOpened | None = event
+        """Until the stream is there."""
         self._stream: Stream | None = None
         self._backlog = 0
         self._is_over = False
-        self.opening: asyncio.Task[None] | None = None
+        self.opening: Attempt | asyncio.Task[None] | None = None
 
     def opened(self, stream: Stream) -> None:
         """The target is connected."""
         self.opening = None
+        self._event = None
         if self._is_over:
             stream.abort()  # it was connected at the very moment it was given up
             return
         self._stream = stream
         self._relay.streams.accept(self._flow, time.monotonic())
         self._relay.wake()
+
+    def failed(self, failure: OpenFailed | None) -> None:
+        """See :class:`~..upstream.base.Opener`."""
+        self.opening = None
+        event = self._event
+        if event is None or self._is_over:
+            return
+        if failure is None:
+            self._relay.open_in_task(event, self)
+        else:
+            self._relay.refuse(event, failure)
 
     def uplink(self, event: DataReceived) -> None:
         """Write what the initiator has sent."""
@@ -254,6 +277,7 @@ class _FlowSide:
         self._is_over = True
         if self.opening is not None:
             self.opening.cancel()
+            self.opening = None
         if self._stream is not None:
             self._stream.abort()
             self._stream = None

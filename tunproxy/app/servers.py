@@ -7,19 +7,21 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import OpenFailed, Refusal, ServerError, TunproxyError
+from ..upstream.base import PromptUpstream
 from . import datagramtiers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..upstream.base import (
+        Attempt,
+        Opener,
         PacketHandler,
         PacketTunnel,
         Pipe,
         PipeHandler,
         Stream,
         StreamHandler,
-        Upstream,
     )
     from ..upstream.vpn_terms import Kind
     from .remoteshell import Shell
@@ -32,7 +34,7 @@ PerSourcePenalties of sshd_config(5) punish who insists."""
 _log = logging.getLogger(__name__)
 
 
-class Server(datagramtiers.Server, Protocol):
+class Server(PromptUpstream, datagramtiers.Server, Protocol):
     """An upstream that has to be logged in to."""
 
     @property
@@ -99,6 +101,18 @@ class LazyServer:
         """
         return self._server or await self._connected()
 
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> Attempt | None:
+        """See :class:`~..upstream.base.PromptUpstream`."""
+        server = self._server
+        return None if server is None else server.begin(host, port, source, handler, opener)
+
     async def close(self) -> None:
         """Log out."""
         if self._server is not None:
@@ -146,7 +160,9 @@ class LazyServer:
 class Servers:
     """All that rules may name. ``first`` is the one for what names none."""
 
-    def __init__(self, first_name: str, first: Upstream, others: Mapping[str, LazyServer]) -> None:
+    def __init__(
+        self, first_name: str, first: PromptUpstream, others: Mapping[str, LazyServer]
+    ) -> None:
         self._first = first
         self._first_name = first_name
         self._others = others
@@ -156,7 +172,7 @@ class Servers:
         """All but the first, by name."""
         return self._others
 
-    def find(self, name: str | None) -> Upstream:
+    def find(self, name: str | None) -> PromptUpstream:
         """Return the way out by the name that a decision has."""
         if name is None or name == self._first_name:
             return self._first

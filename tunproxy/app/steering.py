@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..flow.engine import Engine
     from ..flow.rules import RuleTable
-    from ..upstream.base import Upstream
+    from ..upstream.base import PromptUpstream
     from ..wire.dns import Address
     from .broker import Broker
     from .ipc import Start
@@ -54,7 +54,7 @@ class Steering:
         edition: Edition,
         broker: Broker,
         tasks: TaskSet,
-        first: Upstream,
+        first: PromptUpstream,
         make_server: Callable[[configuration.Server], Server],
         local: frozenset[bytes] | None,
     ) -> None:

@@ -7,6 +7,7 @@ hash. TCP and UDP have tables of their own, so that the protocol need not be par
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from typing import TYPE_CHECKING, NamedTuple, NewType, TypeAlias
 
@@ -17,6 +18,9 @@ FlowKey = NewType("FlowKey", bytes)
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+
+_REMEMBERED = 4096
+"""Addresses whose objects, and texts, are kept: most flows go where others went before."""
 
 _ADDRESS_LEN = {8: 4, 12: 4, 20: 16, 36: 16}
 """By the length of the key."""
@@ -52,9 +56,16 @@ def split(key: FlowKey) -> Endpoints:
     )
 
 
+@functools.lru_cache(_REMEMBERED)
 def address(packed: bytes) -> Address:
     """An address as an object; IPv4-mapped IPv6 (RFC 4291 2.5.5.2) becomes IPv4."""
     if len(packed) == 4:
         return ipaddress.IPv4Address(packed)
     full = ipaddress.IPv6Address(packed)
     return full.ipv4_mapped or full
+
+
+@functools.lru_cache(_REMEMBERED)
+def address_text(packed: bytes) -> str:
+    """The literal of :func:`address`."""
+    return str(address(packed))

@@ -15,7 +15,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 from .events import FlowClosed, FlowOpened
-from .key import address
+from .key import address_text
 from .peers import Peers
 from .table import FlowTable
 from .waiting import WaitingRoom
@@ -83,7 +83,7 @@ class Ledger:
     def announce(self, flow: Flow) -> None:
         """Ask the application for the target of ``flow``."""
         assert flow.decision is not None
-        source = (str(address(flow.src)), flow.src_port)
+        source = (address_text(flow.src), flow.src_port)
         self.events.append(
             FlowOpened(flow.id, flow.network, source, flow.host, flow.port, flow.decision)
         )

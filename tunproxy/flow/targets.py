@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from ..errors import Refusal, WireError
 from ..wire import ip
 from .facts import UNKNOWN, Need
-from .key import Endpoints, address
+from .key import Endpoints, address, address_text
 from .rules import Action, Decision
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Targets:
             self._refuser.refuse(packet, Refusal.UNREACHABLE, now)
             return None
         else:
-            host = str(dst)
+            host = address_text(packet.dst)
             name = self._dns.remembered_name(packet.dst)
         if packet.src in self._direct_sources:
             return Target(host, fake, _BYPASS)

@@ -7,6 +7,7 @@ answered. SYN-SENT does not occur: we never open towards the TUN.
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class State(enum.Enum):
@@ -22,6 +23,9 @@ class State(enum.Enum):
     LAST_ACK = "LAST-ACK"
     TIME_WAIT = "TIME-WAIT"
     CLOSED = "CLOSED"
+
+    # Enum's own is Python code; there is one object of each.
+    __hash__ = object.__hash__
 
     def __str__(self) -> str:
         return self.value
@@ -52,16 +56,17 @@ FIN_SENT = (S.FIN_WAIT_1, S.CLOSING, S.LAST_ACK)
 """Our FIN has been sent and is not acknowledged."""
 
 
-class Signal(enum.IntFlag):
-    """What happened to a connection besides data."""
+class Signal:
+    """What happened to a connection besides data: bits of plain numbers, which a Flag is slower
+    than by far."""
 
-    OPENED = enum.auto()
+    OPENED: Final = 1
     """The three-way handshake is complete."""
-    EOF = enum.auto()
+    EOF: Final = 2
     """The peer has sent its FIN; all data before it has been handed out."""
-    RESET = enum.auto()
+    RESET: Final = 4
     """The connection is gone without an orderly end: by the peer, or because it does not answer."""
-    ROOM = enum.auto()
+    ROOM: Final = 8
     """The send queue was above its high mark and has fallen to its low one."""
-    CLOSED = enum.auto()
+    CLOSED: Final = 16
     """CLOSED after an orderly end, or TIME-WAIT: nothing more is sent or received."""

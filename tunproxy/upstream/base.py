@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
+    from ..errors import OpenFailed
+
     Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -68,6 +70,41 @@ class Upstream(Protocol):
 
         Raises:
             OpenFailed: with what the application is to be told.
+        """
+
+
+class Opener(Protocol):
+    """Who waits for a stream outside of a task. None of these may raise."""
+
+    def opened(self, stream: Stream) -> None:
+        """Here it is; its handler may be called from now on."""
+
+    def failed(self, failure: OpenFailed | None) -> None:
+        """It cannot be opened. ``None``: there is something to wait for after all, see
+        :meth:`Upstream.open`."""
+
+
+class Attempt(Protocol):
+    """A stream that is being opened."""
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: the opener is not called. Not to be called after it was."""
+
+
+class PromptUpstream(Upstream, Protocol):
+    """A way out that opens most streams without a task."""
+
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> Attempt | None:
+        """Open as :meth:`~Upstream.open` does, and tell ``opener``, never before this returns.
+
+        ``None``: there is more to wait for than the target; nothing has begun.
         """
 
 

@@ -17,6 +17,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+from .ages import Ages
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
@@ -29,12 +31,25 @@ YOUNG_S = 1.0
 
 
 class Gates:
-    """Shared by all opens of one upstream: ``async with gates.passage(target):``."""
+    """Shared by all opens of one upstream: ``async with gates.passage(target):``, or
+    :meth:`try_enter` for who cannot wait."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._all = Gate(loop, MAX_YOUNG)
         self._of_target: dict[tuple[str, int], Gate] = {}
+        self._young = Ages[Pass](loop, YOUNG_S, Pass.grow_old)
+
+    def try_enter(self, target: tuple[str, int]) -> Pass | None:
+        """Go through, where nobody has to be waited for; :meth:`Pass.leave` ends it."""
+        gate = self._of_target.get(target)
+        if (gate is not None and not gate.has_place) or not self._all.has_place:
+            return None
+        if gate is None:
+            gate = self._of_target[target] = Gate(self._loop, MAX_YOUNG_OF_TARGET)
+        entered = Pass(self, target, gate)
+        self._young.add(entered)
+        return entered
 
     @contextlib.asynccontextmanager
     async def passage(self, target: tuple[str, int]) -> AsyncIterator[None]:
@@ -47,13 +62,45 @@ class Gates:
             async with gate.passage(), self._all.passage():
                 yield
         finally:
-            gate.users -= 1
-            if not gate.users:
-                del self._of_target[target]
+            self._forget(target, gate)
+
+    def _forget(self, target: tuple[str, int], gate: Gate) -> None:
+        """One of the users of ``gate`` is gone."""
+        gate.users -= 1
+        if not gate.users:
+            del self._of_target[target]
 
     def __len__(self) -> int:
         """Targets that are being opened."""
         return len(self._of_target)
+
+
+class Pass:
+    """One open that has gone through without waiting."""
+
+    __slots__ = ("_gate", "_gates", "_is_young", "_target")
+
+    def __init__(self, gates: Gates, target: tuple[str, int], gate: Gate) -> None:
+        self._gates = gates
+        self._target = target
+        self._gate = gate
+        self._is_young = True
+        gate.users += 1
+        gate.take_place()
+        gates._all.take_place()
+
+    def grow_old(self) -> None:
+        """It is not counted any more."""
+        self._is_young = False
+        self._gate.leave()
+        self._gates._all.leave()
+
+    def leave(self) -> None:
+        """It has ended; to be called once."""
+        if self._is_young:
+            self._gates._young.discard(self)
+            self.grow_old()
+        self._gates._forget(self._target, self._gate)
 
 
 class Gate:
@@ -66,6 +113,15 @@ class Gate:
         self._limit = limit
         self._young = 0
         self._waiting: dict[asyncio.Future[None], None] = {}
+
+    @property
+    def has_place(self) -> bool:
+        """Whether one more gets in at once."""
+        return self._young < self._limit
+
+    def take_place(self) -> None:
+        """Get in; there is a place."""
+        self._young += 1
 
     @property
     def waiting(self) -> int:

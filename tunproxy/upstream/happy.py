@@ -32,7 +32,7 @@ from .lookup import LookupFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from .base import Stream, StreamHandler, Upstream
+    from .base import Attempt, Opener, PromptUpstream, Stream, StreamHandler, Upstream
     from .lookup import Lookup
 
 LOOKUP_PATIENCE_S = 2.0
@@ -54,7 +54,7 @@ class Racing:
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstream: PromptUpstream,
         lookup: Lookup | None,
         *,
         known: Callable[[str], Sequence[str]] = lambda name: (),
@@ -93,6 +93,27 @@ class Racing:
         self.counters["by_name_only"] += 1
         self._memory.prefer(host, host)
         return stream
+
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> Attempt | None:
+        """See :meth:`tunproxy.upstream.base.PromptUpstream.begin`; what races is left to tasks."""
+        if self.lookup is None or is_literal(host):
+            return self._upstream.begin(host, port, source, handler, opener)
+        name = host.rstrip(".").lower()
+        addresses = self.known(name) or self.lookup.cached(name)
+        if addresses is None or len(addresses) != 1 or self._memory.preferred(host) == host:
+            return None
+        again = _ByAddress(opener)
+        attempt = self._upstream.begin(addresses[0], port, source, handler, again)
+        if attempt is not None:
+            self.counters["by_address"] += 1
+        return attempt
 
     async def close(self) -> None:
         """Abort attempts that have lost and do not know it yet, and what is being looked up."""
@@ -146,6 +167,19 @@ class Racing:
         if race.winner != order[0]:
             self.counters["second_choice"] += 1
         return stream
+
+
+class _ByAddress:
+    """Between an opener and the only address of its name: what is prohibited by address may be
+    allowed by name, and :meth:`Racing.open` tries that."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+        self.opened = opener.opened
+
+    def failed(self, failure: OpenFailed | None) -> None:
+        is_prohibited = failure is not None and failure.refusal is Refusal.PROHIBITED
+        self._opener.failed(None if is_prohibited else failure)
 
 
 class _Race:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import os
@@ -42,6 +43,7 @@ class HostsFile:
             log.warning("cannot read %s: %s", self._path, error.strerror)
 
 
+@functools.lru_cache(1024)
 def is_literal(name: str) -> bool:
     """Whether ``name`` is an IPv4 or IPv6 address, perhaps with a scope."""
     try:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from .. import config
     from . import dial
-    from .base import PacketHandler, Pipe, PipeHandler, StreamHandler
+    from .base import Attempt, Opener, PacketHandler, Pipe, PipeHandler, StreamHandler
     from .drain import DrainWatch
     from .ssh_auth import Ask
     from .ssh_command import RemoteCommand
@@ -207,6 +207,20 @@ class SshPool:
     async def surveyed(self) -> None:
         """See :meth:`tunproxy.upstream.ssh.SshUpstream.surveyed`, as for the next ones."""
         await self._members[0].surveyed()
+
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> Attempt | None:
+        """See :meth:`tunproxy.upstream.base.PromptUpstream.begin`."""
+        attempt = self._place().begin(host, port, source, handler, opener)
+        if attempt is not None and self._next_look is None:
+            self._look_after(0.0)
+        return attempt
 
     async def read_file(self, path: str) -> bytes | None:
         """See :meth:`tunproxy.upstream.ssh.SshUpstream.read_file`, as for the next ones."""

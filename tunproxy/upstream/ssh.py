@@ -25,6 +25,7 @@ import asyncssh
 
 from ..errors import OpenFailed, Refusal, ServerError
 from . import ssh_pipe, ssh_vpn
+from .ages import Ages
 from .drain import DrainWatch
 from .gate import Gates
 from .ssh_command import output_of
@@ -32,6 +33,7 @@ from .ssh_errors import LoginRefused, open_failed
 from .ssh_fast import connection_path
 from .ssh_login import LoggedIn, Login
 from .ssh_names import read_name_files
+from .ssh_opening import Opening
 from .ssh_stream import SshStream
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from .. import config
     from . import dial
-    from .base import PacketHandler, Pipe, PipeHandler, StreamHandler
+    from .base import Opener, PacketHandler, Pipe, PipeHandler, StreamHandler
     from .ssh_auth import Ask
     from .ssh_command import RemoteCommand
     from .ssh_tunnel import SshTunnel
@@ -113,6 +115,7 @@ class SshUpstream:
         self._loop = asyncio.get_running_loop()
         self._watch = DrainWatch(self._loop)
         self._gates = Gates(self._loop)
+        self._openings = Ages[Opening](self._loop, OPEN_TIMEOUT_S, self._give_up)
         self._login = Login(
             server, make_socket=make_socket, ask=ask, resolve=resolve, is_captured=is_captured
         )
@@ -207,10 +210,32 @@ class SshUpstream:
                     if stream is not None:
                         return stream
         except TimeoutError:
-            self.counters["timeout"] += 1
-            raise OpenFailed(
-                Refusal.UNREACHABLE, f"the server gave no answer within {OPEN_TIMEOUT_S:.0f} s"
-            ) from None
+            raise self._no_answer() from None
+
+    def begin(
+        self,
+        host: str,
+        port: int,
+        source: tuple[str, int],
+        handler: StreamHandler,
+        opener: Opener,
+    ) -> Opening | None:
+        """See :meth:`tunproxy.upstream.base.PromptUpstream.begin`."""
+        link = self._link
+        if link is None or self._channels >= MAX_CHANNELS:
+            return None
+        passage = self._gates.try_enter((host, port))
+        if passage is None:
+            return None
+        try:
+            stream = self._make_stream(link, handler)
+            opening = Opening(self, link, stream, passage, opener)
+            stream.begin(host, port, source, opening)
+        except (asyncssh.ChannelOpenError, UnicodeError):
+            passage.leave()
+            return None
+        self._openings.add(opening)
+        return opening
 
     async def read_file(self, path: str) -> bytes | None:
         """The first 64 KiB of a file on the server; ``None`` if it cannot be had.
@@ -268,6 +293,7 @@ class SshUpstream:
         self._set_state(LinkState.CLOSED)
         self._up.set()
         self._watch.close()
+        self._openings.close()
         if self._survey is not None:
             self._survey.cancel()
         if link is not None:
@@ -368,20 +394,44 @@ class SshUpstream:
             self.counters["too_many_channels"] += 1
             raise OpenFailed(Refusal.UNREACHABLE, "too many flows are open")
         try:
-            stream = SshStream(link.connection, link.ledger, handler, self._channel_ended)
-            self._channels += 1
+            stream = self._make_stream(link, handler)
             await stream.open(host, port, source)
         except asyncssh.ChannelOpenError as error:
-            if link.lost.done() or error.reason == "SSH connection closed":
+            failed = self.refusal(link, error)
+            if failed is None:
                 await asyncio.wait((link.lost,))
                 return None
-            failed = open_failed(error)
-            self._count_refusal(failed.refusal)
             raise failed from error
         except UnicodeError as error:
             self.counters["bad_name"] += 1
             raise OpenFailed(Refusal.UNREACHABLE, "the name cannot be sent") from error
         return stream
+
+    def _make_stream(self, link: LoggedIn, handler: StreamHandler) -> SshStream:
+        stream = SshStream(link.connection, link.ledger, handler, self._channel_ended)
+        self._channels += 1
+        return stream
+
+    def opening_ended(self, opening: Opening) -> None:
+        """See :class:`~.ssh_opening.Owner`."""
+        self._openings.discard(opening)
+
+    def _give_up(self, opening: Opening) -> None:
+        opening.give_up(self._no_answer())
+
+    def _no_answer(self) -> OpenFailed:
+        self.counters["timeout"] += 1
+        return OpenFailed(
+            Refusal.UNREACHABLE, f"the server gave no answer within {OPEN_TIMEOUT_S:.0f} s"
+        )
+
+    def refusal(self, link: LoggedIn, error: asyncssh.ChannelOpenError) -> OpenFailed | None:
+        """See :class:`~.ssh_opening.Owner`."""
+        if link.lost.done() or error.reason == "SSH connection closed":
+            return None
+        failed = open_failed(error)
+        self._count_refusal(failed.refusal)
+        return failed
 
     def _count_refusal(self, refusal: Refusal) -> None:
         self.counters[refusal.value] += 1

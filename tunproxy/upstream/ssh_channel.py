@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
 from asyncssh.channel import SSHChannel
-from asyncssh.constants import MSG_CHANNEL_WINDOW_ADJUST
+from asyncssh.constants import MSG_CHANNEL_OPEN_CONFIRMATION, MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
 
 from .turns import SPARSE_BYTES
@@ -53,6 +53,10 @@ class DataSender:
         """
         raise NotImplementedError
 
+    def send_packet_of_data(self, number: int, data: bytes | memoryview) -> bool:
+        """Send ``data``, which fit into one packet; return whether that was done."""
+        raise NotImplementedError
+
 
 class DataTaker(SSHChannel[bytes]):
     """A channel that is given its packets by a connection on the fast path."""
@@ -72,7 +76,12 @@ class DataTaker(SSHChannel[bytes]):
             ProtocolError: the other end must not send it.
         """
         try:
-            self.process_packet(kind, 0, SSHPacket(fields))
+            if kind == MSG_CHANNEL_OPEN_CONFIRMATION:
+                packet = SSHPacket(fields)
+                number, window, most = (packet.get_uint32() for _ in range(3))
+                self.process_open_confirmation(number, window, most, packet)
+            else:
+                self.process_packet(kind, 0, SSHPacket(fields))
         except PacketDecodeError as error:
             raise asyncssh.ProtocolError(str(error)) from None
 
@@ -100,7 +109,11 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         super().__init__(connection, loop, encoding, errors, window, max_pktsize)
 
     def data_sent(self, size: int) -> None:
-        """``size`` octets of data were handed to the transport."""
+        """``size`` octets of data were handed to the transport, which may not have passed them on;
+        a little is not worth to be told while it is not full."""
+
+    def delivered(self, octets: int) -> None:
+        """``octets`` were delivered since the window was opened last."""
 
     def set_window(self, window: int, adjust_bytes: int = ADJUST_BYTES) -> None:
         """Let the server send up to ``window`` octets ahead of what was delivered, and tell it
@@ -119,6 +132,14 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         if not size or self._send_state in ("close_pending", "closed"):
             return
         self._recv_window -= size
+        session = self._session
+        if not self._recv_paused and self._fast is not None and session is not None:
+            octets = self._init_recv_window - self._recv_window
+            if octets >= self._adjust_bytes:
+                self.delivered(octets)
+                self._open_window()
+            session.data_received(data, None)
+            return
         if not self._recv_paused:
             self._deliver_data(data, None)
             return
@@ -131,7 +152,23 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
     def write(self, data: bytes | memoryview, datatype: int | None = None) -> None:
         """See asyncssh; ``data`` may change after this has returned."""
         fast = self._fast
-        if fast is None or datatype is not None or self._send_state != "open" or not fast.seals:
+        if fast is None or datatype is not None or self._send_state != "open":
+            super().write(cast("bytes", data), datatype)
+            return
+        size = len(data)
+        if (
+            size <= self._send_pktsize
+            and size <= self._send_window
+            and not self._send_buf
+            and not fast.turns.is_full
+            and fast.send_packet_of_data(cast("int", self._send_chan), data)
+        ):
+            self._send_window -= size
+            if size > SPARSE_BYTES:
+                # Less leaves with this turn of the loop, or is a part of what the transport holds.
+                self.data_sent(size)
+            return
+        if not fast.seals:
             super().write(cast("bytes", data), datatype)
             return
         rest = memoryview(data)

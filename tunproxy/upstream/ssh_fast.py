@@ -37,6 +37,7 @@ from asyncssh.constants import (
     MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EOF,
+    MSG_CHANNEL_OPEN_CONFIRMATION,
     MSG_CHANNEL_WINDOW_ADJUST,
     MSG_IGNORE,
     MSG_KEX_LAST,
@@ -74,7 +75,13 @@ _CHANNEL_HEAD_LEN = 6
 """The same without the last field."""
 
 _CHANNEL_KINDS = frozenset(
-    (MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST, MSG_CHANNEL_EOF, MSG_CHANNEL_CLOSE)
+    (
+        MSG_CHANNEL_DATA,
+        MSG_CHANNEL_WINDOW_ADJUST,
+        MSG_CHANNEL_EOF,
+        MSG_CHANNEL_CLOSE,
+        MSG_CHANNEL_OPEN_CONFIRMATION,
+    )
 )
 """The packets that a DataTaker is given without a way round."""
 
@@ -297,6 +304,18 @@ class FastConnection(SSHConnection, DataSender):
         self._transmit(parts)
         return len(data)
 
+    def send_packet_of_data(self, number: int, data: bytes | memoryview) -> bool:
+        seal = self._send_encryption
+        if type(seal) is not Seal:
+            seal = self._seal()
+        if seal is None or not self._may_send():
+            return False
+        size = len(data)
+        padding = self._padding.take(_DATA_HEAD.size - 1 + size)
+        head = _DATA_HEAD.pack(len(padding), MSG_CHANNEL_DATA, number, size)
+        self._transmit(self._sealed(seal, (head, data, padding)))
+        return True
+
     def _seal(self) -> Seal | None:
         """The cipher object for what is sent next; ``None``: asyncssh has to send it."""
         cipher = self._send_encryption
@@ -332,7 +351,8 @@ class FastConnection(SSHConnection, DataSender):
 
     def _transmit(self, parts: tuple[bytes, ...] | list[bytes]) -> None:
         self._cork += parts
-        self._corked += sum(map(len, parts))
+        for part in parts:
+            self._corked += len(part)
         if self._corked >= CORK_BYTES:
             self._uncork()
         elif self._uncorking is None:

@@ -24,10 +24,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import asyncssh
-from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EOF
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EOF, MSG_CHANNEL_OPEN
+from asyncssh.packet import String, UInt32
 
 from .ssh_channel import FastChannel
 from .windows import FIRST_BYTES, Budget, Growth, RoundTrip
@@ -51,6 +52,16 @@ WAKE_BYTES = 16 * 1024
 it held back for the rest of this one: it may be all that the initiator was allowed to send."""
 
 log = logging.getLogger(__name__)
+
+
+class Asker(Protocol):
+    """Who has asked for a channel; called once."""
+
+    def confirmed(self) -> None:
+        """It is open, and delivers from :meth:`SshStream.start` on."""
+
+    def refused(self, error: asyncssh.ChannelOpenError) -> None:
+        """It is not: the server's reason, or the connection is lost."""
 
 
 class WriteBuffer(Protocol):
@@ -160,6 +171,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         self._eof_received = False
         self._ended = False
         self._is_released = False
+        self._asker: Asker
         self._channel = _Channel(self, connection, self._loop)
 
     async def open(self, host: str, port: int, source: tuple[str, int]) -> None:
@@ -167,15 +179,41 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
 
         Raises:
             asyncssh.ChannelOpenError: the server's reason, or the connection is lost.
+            UnicodeError: ``host`` cannot be sent.
         """
+        waiting = _Waiting(self._loop)
+        self.begin(host, port, source, waiting)
         try:
-            await self._channel.connect(lambda: self, host, port, *source)
-        except BaseException as error:
-            self._ended = True
-            self._channel.abandon()
-            if not isinstance(error, asyncio.CancelledError):
-                self.released()
+            await waiting.answer
+        except asyncio.CancelledError:
+            self.abandon()
             raise
+        # Whoever called has the stream before it delivers anything.
+        self._loop.call_soon(self.start)
+
+    def begin(self, host: str, port: int, source: tuple[str, int], asker: Asker) -> None:
+        """Ask the server for the channel.
+
+        Raises:
+            UnicodeError: ``host`` cannot be sent; ``asker`` is not called.
+        """
+        self._asker = asker
+        try:
+            self._channel.ask(host, port, source)
+        except UnicodeError:
+            self._forget()
+            raise
+
+    def start(self) -> None:
+        """Deliver what comes."""
+        if not self._paused and not self._ended:
+            self._channel.start()
+
+    def abandon(self) -> None:
+        """Nobody wants it any more: who has asked is not called, and a channel that is confirmed
+        late is closed."""
+        self._ended = True
+        self._channel.abandon()
 
     # Stream
 
@@ -236,17 +274,39 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
             self._watch.add(self)
             self._watch.wake()
 
+    def delivered(self, octets: int) -> None:
+        """So many have come since the window was opened last."""
+        if self._window.take(octets, self._loop.time, self._round_trip):
+            self._channel.set_window(self._window.size)
+
     def eof_handed_over(self) -> None:
         """The channel has sent EOF; all data went before."""
         self._eof_sent = True
+
+    def confirmed(self) -> None:
+        """The server has opened the channel."""
+        if not self._ended:
+            self._tell(self._asker.confirmed)
+
+    def refused(self, error: asyncssh.ChannelOpenError) -> None:
+        """The server has not opened it."""
+        if not self._ended:
+            self._forget()
+            self._tell(self._asker.refused, error)
+
+    def _forget(self) -> None:
+        """There will be no channel."""
+        self.abandon()
+        self.released()
 
     # asyncssh.SSHTCPSession
 
     def data_received(self, data: bytes, datatype: int | None = None) -> None:
         if not self._ended:
-            if self._window.take(len(data), self._loop.time, self._round_trip):
-                self._channel.set_window(self._window.size)
-            self._tell(self._handler.data_received, data)
+            try:
+                self._handler.data_received(data)
+            except Exception:
+                self._failed("data_received")
 
     def eof_received(self) -> bool:
         self._eof_received = True
@@ -282,13 +342,51 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         try:
             callback(*args, **kwargs)
         except Exception:
-            log.exception("a stream handler raised in %s", getattr(callback, "__name__", callback))
-            self.abort()
+            self._failed(getattr(callback, "__name__", callback))
+
+    def _failed(self, where: object) -> None:
+        log.exception("a stream handler raised in %s", where)
+        self.abort()
+
+
+class _Waiting:
+    """An asker that waits in a task."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.answer: asyncio.Future[None] = loop.create_future()
+
+    def confirmed(self) -> None:
+        if not self.answer.done():
+            self.answer.set_result(None)
+
+    def refused(self, error: asyncssh.ChannelOpenError) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class _Answer:
+    """What asyncssh takes for the future of the server's answer."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: SshStream) -> None:
+        self._stream = stream
+
+    def cancelled(self) -> bool:
+        return False
+
+    def set_result(self, packet: SSHPacket) -> None:
+        packet.check_end()
+        self._stream.confirmed()
+
+    def set_exception(self, error: asyncssh.ChannelOpenError) -> None:
+        self._stream.refused(error)
 
 
 class _Channel(FastChannel):
-    """asyncssh's channel, seen at three points where it would not tell us: what it hands to the
-    transport, a confirmation nobody waits for (asyncssh issue 823), and its very end."""
+    """asyncssh's channel, opened without a task, and seen at three points where it would not tell
+    us: what it hands to the transport, a confirmation nobody waits for (asyncssh issue 823), and
+    its very end."""
 
     def __init__(
         self,
@@ -299,6 +397,36 @@ class _Channel(FastChannel):
         super().__init__(connection, loop, None, "strict", WINDOW_BYTES, MAX_PACKET_BYTES)
         self._stream = stream
         self._abandoned = False
+
+    def ask(self, host: str, port: int, source: tuple[str, int]) -> None:
+        """Ask the server to open it (RFC 4254 section 7.2)."""
+        connection, number = self._conn, self._recv_chan
+        assert connection is not None
+        assert number is not None
+        self._session = self._stream
+        self._open_waiter = cast("asyncio.Future[SSHPacket]", _Answer(self._stream))
+        try:
+            target = String(host)
+        except UnicodeError:
+            self._open_waiter = None
+            raise
+        connection.send_packet(
+            MSG_CHANNEL_OPEN,
+            String(b"direct-tcpip"),
+            UInt32(number),
+            UInt32(self._recv_window),
+            UInt32(self._recv_pktsize),
+            target,
+            UInt32(port),
+            String(source[0]),
+            UInt32(source[1]),
+            handler=self,
+        )
+
+    def start(self) -> None:
+        """Deliver what comes."""
+        if self._recv_paused == "starting":
+            self.resume_reading()
 
     def abandon(self) -> None:
         """Nobody wants this channel: close it if it is open, or as soon as it is."""
@@ -315,6 +443,9 @@ class _Channel(FastChannel):
 
     def data_sent(self, size: int) -> None:
         self._stream.handed_over(size)
+
+    def delivered(self, octets: int) -> None:
+        self._stream.delivered(octets)
 
     def send_packet(self, pkttype: int, *args: bytes) -> None:
         super().send_packet(pkttype, *args)
