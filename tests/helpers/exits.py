@@ -9,12 +9,16 @@ from tests.helpers.aio import plain_socket
 from tunproxy import config
 from tunproxy.upstream.exit import ExitServer, generate_key
 from tunproxy.upstream.ssh import SshUpstream
+from tunproxy.upstream.ssh_login import Login
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import AsyncIterator
 
     from tests.helpers.sshd import Sshd
+    from tunproxy.upstream.dial import MakeSocket
+    from tunproxy.upstream.ssh_auth import Ask
+    from tunproxy.upstream.ssh_wire import Resolve
 
 
 class Person:
@@ -41,12 +45,25 @@ def settings(sshd: Sshd, **changes: Any) -> config.Server:
     return config.Server(**{**usual, **changes})
 
 
+def ssh_upstream(
+    server: config.Server,
+    *,
+    make_socket: MakeSocket = plain_socket,
+    ask: Ask | None = None,
+    resolve: Resolve | None = None,
+    **options: Any,
+) -> SshUpstream:
+    """An upstream that is not connected yet."""
+    login = Login(server, make_socket=make_socket, ask=ask or Person(), resolve=resolve)
+    return SshUpstream(server, login, **options)
+
+
 @contextlib.asynccontextmanager
 async def upstream_through(
-    server: config.Server, ask: Person | None = None, **options: Any
+    server: config.Server, ask: Ask | None = None, **options: Any
 ) -> AsyncIterator[SshUpstream]:
     """A connected upstream."""
-    upstream = SshUpstream(server, make_socket=plain_socket, ask=ask or Person(), **options)
+    upstream = ssh_upstream(server, ask=ask, **options)
     try:
         await upstream.connect()
         yield upstream

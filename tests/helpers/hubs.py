@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers.exits import Person
+from tests.helpers.exits import Person, ssh_upstream
 from tests.helpers.netns import Namespace
 from tests.helpers.processes import command_line, descendants
 from tests.helpers.program import Program
@@ -36,13 +36,13 @@ from tunproxy import config
 from tunproxy.app.packetpump import PacketPump
 from tunproxy.linux import marks
 from tunproxy.linux.tun import Tun
-from tunproxy.upstream.ssh import SshUpstream
 from tunproxy.upstream.vpn_terms import Terms, Wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
     from tunproxy.upstream.base import PacketTunnel
+    from tunproxy.upstream.ssh import SshUpstream
     from tunproxy.upstream.vpn_terms import Kind
 
 WORLD = {4: "203.0.113.2", 6: "2001:db8:2::2"}
@@ -220,7 +220,7 @@ async def client(
         return namespace.open_socket(4 if family == 2 else 6, socket_kind)  # type: ignore[arg-type]
 
     async with contextlib.AsyncExitStack() as stack:
-        upstream = SshUpstream(settings, make_socket=make_socket, ask=Person())
+        upstream = ssh_upstream(settings, make_socket=make_socket, ask=Person())
         stack.push_async_callback(upstream.close)
         await upstream.connect()
         terms = await upstream.agree(Wish(kind=kind, big=big))

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import dpkt
 
 from tests.helpers.aio import until
-from tests.helpers.exits import Person, settings
+from tests.helpers.exits import Person, settings, ssh_upstream
 from tests.helpers.netns import Namespace
 from tests.helpers.sshd import Sshd
-from tunproxy.upstream.ssh import SshUpstream
 from tunproxy.upstream.ssh_hub import HubRefused
 from tunproxy.upstream.vpn_terms import Terms
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from tunproxy.upstream.base import PacketTunnel
+    from tunproxy.upstream.ssh import SshUpstream
     from tunproxy.upstream.vpn_terms import Kind, Wish
 
 MAC = bytes.fromhex("020000000001")
@@ -133,7 +133,7 @@ class TunnelServer:
     @contextlib.asynccontextmanager
     async def upstream(self) -> AsyncIterator[SshUpstream]:
         server = settings(self.sshd)
-        upstream = SshUpstream(server, make_socket=self.make_socket, ask=Person())
+        upstream = ssh_upstream(server, make_socket=self.make_socket, ask=Person())
         try:
             await upstream.connect()
             yield upstream

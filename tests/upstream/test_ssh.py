@@ -26,7 +26,7 @@ from tests.helpers.aio import (
     turns,
     until,
 )
-from tests.helpers.exits import Person, settings, upstream_of_kind, upstream_through
+from tests.helpers.exits import Person, settings, ssh_upstream, upstream_of_kind, upstream_through
 from tunproxy.errors import OpenFailed, Refusal, ServerError
 from tunproxy.upstream import ssh
 from tunproxy.upstream.ssh import LinkState, SshUpstream, name_servers
@@ -40,6 +40,7 @@ CHUNK = bytes(range(256)) * 256
 MIB = 1 << 20
 
 RESOLV_CONF = pathlib.Path("/etc/resolv.conf").read_bytes()
+HOSTS = pathlib.Path("/etc/hosts").read_bytes()
 
 both_servers = pytest.mark.parametrize("kind", ["openssh", "own"])
 
@@ -425,13 +426,10 @@ async def test_what_is_known_of_the_connection(sshd: Sshd) -> None:
         assert upstream.names == ()
         assert upstream.connected_at is not None
         assert upstream.reconnects == 0
-        text = await upstream.read_file("/etc/resolv.conf")
-        assert text == RESOLV_CONF
-        assert upstream.resolver_addresses == name_servers(text.decode())
-        assert await upstream.read_file("/no such file; echo x") is None
+        assert upstream.resolver_addresses == name_servers(RESOLV_CONF.decode())
+        assert upstream.hosts_file == HOSTS
     assert states == [LinkState.UP, LinkState.CLOSED]
     assert upstream.cipher is None
-    assert await upstream.read_file("/etc/hostname") is None
     with pytest.raises(OpenFailed, match="closed"):
         await upstream.open("127.0.0.1", 1, SOURCE, Recorder())
     await upstream.close()
@@ -449,13 +447,6 @@ async def test_an_account_without_commands(own_sshd: Sshd) -> None:
     chosen = settings(own_sshd, resolver="192.0.2.53")
     async with upstream_through(chosen) as upstream:
         assert upstream.resolver_addresses == ("192.0.2.53",)
-
-
-@both_loops
-async def test_long_output_is_cut(sshd: Sshd) -> None:
-    async with upstream_through(settings(sshd)) as upstream:
-        data = await upstream.read_file("/dev/zero")
-        assert data == bytes(ssh.MAX_FILE_BYTES)
 
 
 @both_loops
@@ -572,7 +563,7 @@ async def test_run_insists_with_growing_delays(own_sshd: Sshd) -> None:
         await until(lambda: upstream.state is LinkState.UP, "the connection")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-    one = SshUpstream(settings(own_sshd), make_socket=plain_socket, ask=Person(), random=lambda: 1)
+    one = ssh_upstream(settings(own_sshd), make_socket=plain_socket, ask=Person(), random=lambda: 1)
     assert [one._backoff(n) for n in (0, 1, 2, 6, 7, 1000)] == [0.2, 0.4, 0.8, 12.8, 15.0, 15.0]
 
 
@@ -617,7 +608,7 @@ async def test_a_handler_that_raises_hurts_itself_only(
 @both_loops
 async def test_first_login_fails(own_sshd: Sshd) -> None:
     own_sshd.kill()
-    upstream = SshUpstream(settings(own_sshd), make_socket=plain_socket, ask=Person())
+    upstream = ssh_upstream(settings(own_sshd), make_socket=plain_socket, ask=Person())
     with pytest.raises(ServerError, match="refuses connections"):
         await upstream.connect()
     assert upstream.state is LinkState.CONNECTING

@@ -13,13 +13,13 @@ import asyncssh
 import pytest
 
 from tests.helpers.aio import both_loops, plain_socket, until
-from tests.helpers.exits import Person, settings, upstream_through
+from tests.helpers.exits import Person, settings, ssh_upstream, upstream_through
 from tests.helpers.ssh_files import new_key, public_key, sign_key
 from tests.helpers.sshd import Sshd
 from tunproxy import config
 from tunproxy.errors import ServerError
 from tunproxy.upstream.exit import generate_key
-from tunproxy.upstream.ssh import LinkState, SshUpstream
+from tunproxy.upstream.ssh import LinkState
 from tunproxy.upstream.ssh_errors import LoginRefused
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sshd, pat
 
 
 async def refused(server: config.Server, ask: Person) -> str:
-    upstream = SshUpstream(server, make_socket=plain_socket, ask=ask)
+    upstream = ssh_upstream(server, make_socket=plain_socket, ask=ask)
     with pytest.raises(LoginRefused) as failed:
         await upstream.connect()
     return str(failed.value)
@@ -293,7 +293,7 @@ async def test_key_that_cannot_be_unlocked_here(
     """The package that OpenSSH's key encryption needs is optional for asyncssh."""
     monkeypatch.setattr("asyncssh.public_key._bcrypt_available", False)
     sshd, key = locked
-    upstream = SshUpstream(
+    upstream = ssh_upstream(
         settings(sshd, identity=str(key)), make_socket=plain_socket, ask=Person(PASSPHRASE)
     )
     with pytest.raises(ServerError, match="Python package bcrypt"):

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.helpers.aio import Origin, Recorder, both_loops, echo, free_port, plain_socket
-from tests.helpers.exits import Person, settings, upstream_through
+from tests.helpers.exits import Person, settings, ssh_upstream, upstream_through
 from tests.helpers.ssh_files import fingerprint, new_key
 from tests.helpers.sshd import Sshd
 from tunproxy import config
 from tunproxy.errors import ServerError
-from tunproxy.upstream.ssh import SshUpstream
 from tunproxy.upstream.ssh_errors import LoginRefused
 from tunproxy.upstream.ssh_login import Hop, parse_jump
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tunproxy.upstream.dial import MakeSocket
+    from tunproxy.upstream.ssh import SshUpstream
 
 SOURCE = ("192.0.2.1", 40000)
 
@@ -36,7 +36,7 @@ async def failure(
     server: config.Server, ask: Person | None = None, make_socket: MakeSocket = plain_socket
 ) -> str:
     """Why ``server`` cannot be logged in to: one sentence."""
-    upstream = SshUpstream(server, make_socket=make_socket, ask=ask or Person())
+    upstream = ssh_upstream(server, make_socket=make_socket, ask=ask or Person())
     with pytest.raises(ServerError) as failed:
         await upstream.connect()
     text = str(failed.value)
@@ -122,7 +122,7 @@ async def test_wrong_user(sshd: Sshd) -> None:
 @both_loops
 async def test_wrong_key(sshd: Sshd, tmp_path: pathlib.Path) -> None:
     key = new_key(tmp_path / "other")
-    upstream = SshUpstream(
+    upstream = ssh_upstream(
         settings(sshd, identity=str(key)), make_socket=plain_socket, ask=Person()
     )
     with pytest.raises(LoginRefused, match="does not let user root in"):
@@ -194,7 +194,7 @@ async def test_alias_of_ssh_config(sshd: Sshd, home: pathlib.Path) -> None:
         bound.append(socket.socket(family, kind))
         return bound[-1]
 
-    upstream = SshUpstream(config.Server(target="exit"), make_socket=make_socket, ask=Person())
+    upstream = ssh_upstream(config.Server(target="exit"), make_socket=make_socket, ask=Person())
     await upstream.connect()
     assert upstream.names == ("exit", "localhost")
     assert upstream.addresses == ("127.0.0.1",)
@@ -279,7 +279,7 @@ async def test_connection_options(sshd: Sshd, tmp_path: pathlib.Path) -> None:
             assert connection.get_extra_info("send_compression") == compression
             assert connection._agent_forward_path is None
             assert connection._rekey_bytes == 16 << 30
-            assert await upstream.read_file("/etc/hostname") is not None
+            assert await (await upstream.command("exit 3")).wait() == 3
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.helpers.aio import Origin, Recorder, both_loops, echo, plain_socket
-from tests.helpers.exits import Person, settings, upstream_through
+from tests.helpers.exits import Person, settings, ssh_upstream, upstream_through
 from tunproxy import config
 from tunproxy.errors import ServerError
 from tunproxy.upstream import ssh_wire
-from tunproxy.upstream.ssh import SshUpstream
 from tunproxy.upstream.ssh_wire import FirstHop
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ SOURCE = ("192.0.2.1", 40000)
 
 
 async def failure(server: config.Server) -> str:
-    upstream = SshUpstream(server, make_socket=plain_socket, ask=Person())
+    upstream = ssh_upstream(server, make_socket=plain_socket, ask=Person())
     with pytest.raises(ServerError) as failed:
         await upstream.connect()
     await upstream.close()
@@ -99,7 +98,7 @@ async def test_socket_options(sshd: Sshd) -> None:
     async def make_socket(family: int, kind: int) -> socket.socket:
         return Noting(family, kind)
 
-    upstream = SshUpstream(settings(sshd), make_socket=make_socket, ask=Person())
+    upstream = ssh_upstream(settings(sshd), make_socket=make_socket, ask=Person())
     await upstream.connect()
     await upstream.close()
     assert {socket.TCP_QUICKACK, socket.TCP_NOTSENT_LOWAT} <= wanted

@@ -24,6 +24,7 @@ from .. import __version__
 from ..errors import ServerError
 from ..upstream.resolver_direct import DirectResolver
 from ..upstream.ssh import LinkState, SshUpstream
+from ..upstream.ssh_login import Login
 from ..upstream.ssh_refusal import TunnelRefusal, TunnelRefused
 from ..upstream.vpn_terms import Wish
 from . import remotesetup, remoteshell, vpnlink
@@ -67,13 +68,11 @@ class VpnSession(EngineSession):
         self._device = device
         loop = asyncio.get_running_loop()
         resolver = DirectResolver(broker.make_socket, start.resolvers)
-        self.proxy = SshUpstream(
-            start.config.server[0],
-            make_socket=self._make_socket,
-            ask=broker.ask,
-            resolve=resolver.addresses,
-            on_state=self._on_state,
+        server = start.config.server[0]
+        login = Login(
+            server, make_socket=self._make_socket, ask=broker.ask, resolve=resolver.addresses
         )
+        self.proxy = SshUpstream(server, login, on_state=self._on_state)
         self.pump = PacketPump(device, loop, link_len=14 if self._vpn.tap else 0)
         self._unit: int | None = self._vpn.remote_tun
         self._terms: Terms | None = None

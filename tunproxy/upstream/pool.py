@@ -81,7 +81,6 @@ class SshPool:
         self.state = LinkState.CONNECTING
         """UP while any connection is up."""
         self._server = server
-        self._make_socket = make_socket
         self._ask = ask
         self._on_state = on_state
         self._random = random
@@ -222,10 +221,6 @@ class SshPool:
             self._look_after(0.0)
         return attempt
 
-    async def read_file(self, path: str) -> bytes | None:
-        """See :meth:`tunproxy.upstream.ssh.SshUpstream.read_file`, as for the next ones."""
-        return await self._members[0].read_file(path)
-
     async def open_tunnel(
         self, kind: Kind, handler: PacketHandler, *, unit: int | None, big: bool = False
     ) -> SshTunnel:
@@ -313,9 +308,7 @@ class SshPool:
             self._not_before = self._loop.time() + wait_s
 
     def _make(self) -> _Connection:
-        return _Connection(
-            self._server, self._login, self._make_socket, self._random, self._member_changed
-        )
+        return _Connection(self._server, self._login, self._random, self._member_changed)
 
     # What becomes of them
 
@@ -387,18 +380,12 @@ class _Connection(SshUpstream):
         self,
         server: config.Server,
         login: _SharedLogin,
-        make_socket: dial.MakeSocket,
         random: Callable[[], float],
         on_change: Callable[[_Connection, LinkState], None],
     ) -> None:
         super().__init__(
-            server,
-            make_socket=make_socket,
-            ask=_nobody,
-            on_state=lambda state: on_change(self, state),
-            random=random,
+            server, login, on_state=lambda state: on_change(self, state), random=random
         )
-        self._login = login
         self.opening = 0
         """Flows that have been placed here and are being opened, or wait for their turn."""
         self.used_at = 0.0
@@ -468,7 +455,3 @@ class _SharedLogin(Login):
     async def finish(self) -> None:
         """All connections are closed."""
         await super().close()
-
-
-async def _nobody(prompt: str, echo: bool) -> None:
-    """The shared login asks."""

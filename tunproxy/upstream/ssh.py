@@ -16,7 +16,6 @@ import contextlib
 import enum
 import logging
 import random
-import shlex
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -28,10 +27,8 @@ from . import ssh_pipe, ssh_vpn
 from .ages import Ages
 from .drain import DrainWatch
 from .gate import Gates
-from .ssh_command import output_of
 from .ssh_errors import LoginRefused, open_failed
 from .ssh_fast import connection_path
-from .ssh_login import LoggedIn, Login
 from .ssh_names import read_name_files
 from .ssh_opening import Opening
 from .ssh_stream import SshStream
@@ -40,12 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .. import config
-    from . import dial
     from .base import Opener, PacketHandler, Pipe, PipeHandler, StreamHandler
-    from .ssh_auth import Ask
     from .ssh_command import RemoteCommand
+    from .ssh_login import LoggedIn, Login
     from .ssh_tunnel import SshTunnel
-    from .ssh_wire import Resolve
     from .vpn_terms import Kind, Terms, Wish
 
 OPEN_TIMEOUT_S = 60.0
@@ -68,7 +63,6 @@ STABLE_AFTER_S = 15.0
 """A connection that was up so long was no flicker: the next loss starts from the first delay."""
 
 CLOSE_TIMEOUT_S = 5.0
-MAX_FILE_BYTES = 64 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +82,12 @@ class SshUpstream:
     def __init__(
         self,
         server: config.Server,
+        login: Login,
         *,
-        make_socket: dial.MakeSocket,
-        ask: Ask,
-        resolve: Resolve | None = None,
         on_state: Callable[[LinkState], None] = lambda state: None,
         random: Callable[[], float] = random.random,
-        is_captured: bool = False,
     ) -> None:
-        """``ask`` is called for passwords and passphrases, ``resolve`` for the server's name when
-        the connection was lost, ``random`` (0 to 1) for the back-off. ``is_captured``: the traffic
-        is captured already, and the system's resolver no help for the server's name."""
+        """``login`` logs in to ``server``; ``random`` (0 to 1) is for the back-off."""
         self.state = LinkState.CONNECTING
         self.reconnects = 0
         self.connected_at: float | None = None
@@ -116,9 +105,7 @@ class SshUpstream:
         self._watch = DrainWatch(self._loop)
         self._gates = Gates(self._loop)
         self._openings = Ages[Opening](self._loop, OPEN_TIMEOUT_S, self._give_up)
-        self._login = Login(
-            server, make_socket=make_socket, ask=ask, resolve=resolve, is_captured=is_captured
-        )
+        self._login = login
         self._link: LoggedIn | None = None
         self._up = asyncio.Event()
         """The state is UP or CLOSED."""
@@ -236,16 +223,6 @@ class SshUpstream:
             return None
         self._openings.add(opening)
         return opening
-
-    async def read_file(self, path: str) -> bytes | None:
-        """The first 64 KiB of a file on the server; ``None`` if it cannot be had.
-
-        An account that may only forward refuses the command: that is no error.
-        """
-        link = self._link
-        if link is None:
-            return None
-        return await output_of(link.connection, f"cat {shlex.quote(path)}", MAX_FILE_BYTES)
 
     async def open_tunnel(
         self, kind: Kind, handler: PacketHandler, *, unit: int | None, big: bool = False
