@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import random
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -738,30 +739,34 @@ async def test_backlog_during_a_key_exchange(sshd: Sshd, tmp_path: pathlib.Path)
         assert recorder.backlogs[-1:] == [0] or stream.backlog == 0
 
 
-class Counting:
-    """A transport, and how often it was given something."""
+class Kernel:
+    """Takes what is written to sockets, ``most`` octets of each call; ``None``: all."""
 
-    def __init__(self, transport: Any) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: list[int] = []
-        self._transport = transport
+        self.most: int | None = None
+        self._writev = os.writev
+        patch.setattr(os, "writev", self._write)
 
-    def writelines(self, parts: list[bytes]) -> None:
+    def _write(self, descriptor: int, parts: list[bytes]) -> int:
         self.calls.append(sum(map(len, parts)))
-        self._transport.writelines(parts)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+        if self.most is None:
+            return self._writev(descriptor, parts)
+        if not self.most:
+            raise BlockingIOError
+        return os.write(descriptor, b"".join(parts)[: self.most])
 
 
 @both_loops
-async def test_packets_of_one_turn_leave_together(sshd: Sshd) -> None:
+async def test_packets_of_one_turn_leave_together(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are backlog until then; when there are many, they leave at once."""
     first, second = Recorder(), Recorder()
     async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
         streams = [await opened(upstream, origin.port, recorder) for recorder in (first, second)]
         connection = connection_of(upstream)
-        counting = Counting(connection._transport)
-        connection._transport = counting  # type: ignore[assignment]
+        counting = Kernel(monkeypatch)
         for stream in streams:
             for _ in range(2):
                 stream.write(bytes(10_000))
@@ -778,6 +783,41 @@ async def test_packets_of_one_turn_leave_together(sshd: Sshd) -> None:
         assert len(counting.calls) == 1
         assert connection.get_write_buffer_size() == 0
         await second.wait_for_octets(20_000)
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 1000, 70_000])
+@both_loops
+async def test_what_the_kernel_does_not_take_follows(
+    most: int, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, octets = Recorder(), random.Random(5).randbytes(200_000)
+    async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
+        stream = await opened(upstream, origin.port, recorder)
+        kernel = Kernel(monkeypatch)
+        kernel.most = most
+        for at in range(0, len(octets), 20_000):
+            stream.write(memoryview(octets)[at : at + 20_000])
+            if at % 3:
+                await turns(2)
+        stream.write_eof()
+        await recorder.wait("lost")
+        assert recorder.received == octets
+        assert kernel.calls
+
+
+@both_loops
+async def test_any_number_of_packets_leaves(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than writev(2) takes."""
+    recorder = Recorder()
+    async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
+        stream = await opened(upstream, origin.port, recorder)
+        kernel = Kernel(monkeypatch)
+        for _ in range(700):
+            stream.write(b"x")
+        stream.write_eof()
+        await recorder.wait("lost")
+        assert bytes(recorder.received) == b"x" * 700
+        assert max(kernel.calls) > 700 * 32
 
 
 @both_loops

@@ -187,13 +187,11 @@ class Engine:
 
     def poll_at(self) -> float | None:
         """When to call :meth:`handle_timeout`, in seconds; ``None``: nothing is waited for."""
-        clocks = (
-            self._ledger.poll_at(),
-            self._echoes.poll_at(),
-            self.dns.poll_at(),
-            self._datagrams.poll_at(),
-        )
-        return min((at for at in clocks if at is not None), default=None)
+        first = self._ledger.poll_at()
+        for at in (self._echoes.poll_at(), self.dns.poll_at(), self._datagrams.poll_at()):
+            if at is not None and (first is None or at < first):
+                first = at
+        return first
 
     def handle_timeout(self, now: float) -> None:
         """Let every deadline that has come do its work."""

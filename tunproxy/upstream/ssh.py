@@ -322,7 +322,7 @@ class SshUpstream:
     async def _look_around(self) -> None:
         """Find what the far side knows of names; and, by the way, make the server set TCP_NODELAY.
 
-        OpenSSH sets it when a session channel is opened, and leaves it set.
+        OpenSSH sets it when a command is run in a session, and leaves it set.
         """
         link = self._link
         if link is None:
@@ -330,6 +330,8 @@ class SshUpstream:
         files = await read_name_files(link.connection)
         if files is None:
             return
+        if link.wire is not None:
+            link.wire.acks_at_once = False
         if self._server.resolver is None:
             self.resolver_addresses = name_servers(files.resolv_conf.decode("utf-8", "replace"))
         if files.hosts is not None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import struct
 import time
 import types
@@ -87,6 +88,9 @@ _CHANNEL_KINDS = frozenset(
 
 _SEQ_MASK = 0xFFFFFFFF
 
+_MOST_PARTS = 1024
+"""IOV_MAX, writev(2)."""
+
 _K = TypeVar("_K", Seal, Opener)
 
 
@@ -135,6 +139,11 @@ class FastConnection(SSHConnection, DataSender):
         self._waits = False
         self._heard_at = self._loop.time()
         self._unfit = None
+        transport = self._transport
+        # The channel of a jump host names the socket that carries it.
+        is_socket = transport is not None and not isinstance(transport, SSHChannel)
+        sock = self.get_extra_info("socket") if is_socket else None
+        self._descriptor: int | None = None if sock is None else sock.fileno()
         self._logger.__class__ = _QuietLogger
 
     @property
@@ -362,12 +371,38 @@ class FastConnection(SSHConnection, DataSender):
         if self._uncorking is not None:
             self._uncorking.cancel()
             self._uncorking = None
-        parts, self._cork, self._corked = self._cork, [], 0
-        if parts and self._transport is not None:
+        parts, size, self._cork, self._corked = self._cork, self._corked, [], 0
+        transport = self._transport
+        if not parts or transport is None:
+            return
+        if self._descriptor is not None and not transport.get_write_buffer_size():
+            parts = self._write_now(self._descriptor, parts, size)
+        if parts:
             try:
-                self._transport.writelines(parts)
+                transport.writelines(parts)
             except ConnectionError:
                 return  # the channel of a jump host is closed; connection_lost is on its way
+
+    def _write_now(self, descriptor: int, parts: list[bytes], size: int) -> list[bytes]:
+        """Write what the kernel takes; return the rest.
+
+        The transport would do that as well, two turns of uvloop's later.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return parts
+        if len(parts) > _MOST_PARTS:
+            parts = [b"".join(parts)]
+        try:
+            sent = os.writev(descriptor, parts)
+        except OSError:
+            return parts  # it is full; or lost, and the transport finds out what to say
+        if sent == size:
+            return []
+        for at, part in enumerate(parts):
+            if sent < len(part):
+                return [part[sent:], *parts[at + 1 :]]
+            sent -= len(part)
+        return []
 
     def _send(self, data: bytes) -> None:
         self._transmit((data,))

@@ -23,7 +23,7 @@ from .ssh_errors import Circumstances, server_error
 from .ssh_fast import quicken
 from .ssh_files import config_paths, known_hosts_files, read_known_hosts
 from .ssh_stream import Ledger, WriteBuffer
-from .ssh_wire import ChannelDialler, Dialler, FirstHop, Resolve, SocketDialler
+from .ssh_wire import ChannelDialler, FirstHop, Resolve, SocketDialler, Wire
 from .windows import Budget, RoundTrip
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class LoggedIn:
 
     connection: asyncssh.SSHClientConnection
     ledger: Ledger
+    wire: Wire | None
+    """Its socket; ``None``: a jump host carries it."""
     lost: asyncio.Future[Exception | None]
     """Done when the connection is gone; with the reason, if there is one."""
 
@@ -112,7 +114,7 @@ class Login:
         first_socket = None
         try:
             for hop, options in route:
-                outer, client = await self._log_in_to(hop, options, outer, buffers, watch)
+                outer, client, wire = await self._log_in_to(hop, options, outer, buffers, watch)
                 first_socket = first_socket or outer.get_extra_info("socket")
         except BaseException:
             if outer is not None:
@@ -120,7 +122,8 @@ class Login:
             raise
         assert outer is not None
         way = RoundTrip(first_socket)
-        return LoggedIn(outer, Ledger(tuple(buffers), watch, way, self._budget), client.lost)
+        ledger = Ledger(tuple(buffers), watch, way, self._budget)
+        return LoggedIn(outer, ledger, wire, client.lost)
 
     async def close(self) -> None:
         """Wait for what was started for a connection that is closed."""
@@ -170,17 +173,16 @@ class Login:
         outer: asyncssh.SSHClientConnection | None,
         buffers: list[WriteBuffer],
         watch: DrainWatch,
-    ) -> tuple[asyncssh.SSHClientConnection, Client]:
+    ) -> tuple[asyncssh.SSHClientConnection, Client, Wire | None]:
         at = Circumstances(options.host, options.port, options.username)
         try:
             known_hosts = self._known_hosts(options, at)
             keys = await self._secrets.keys(hop.identity, options, at)
             async with asyncio.timeout(None) as limit:
                 client = Client(self._secrets, known_hosts, at, limit)
+                tunnel: SocketDialler | ChannelDialler
                 if outer is None:
-                    tunnel: Dialler = SocketDialler(
-                        self._first_hop, options, client, buffers, watch
-                    )
+                    tunnel = SocketDialler(self._first_hop, options, client, buffers, watch)
                 else:
                     tunnel = ChannelDialler(outer, client, buffers)
                 try:
@@ -204,7 +206,7 @@ class Login:
         self._secrets.keep(client)
         if outer is not None:
             connection.set_tunnel(outer)
-        return connection, client
+        return connection, client, tunnel.wire if isinstance(tunnel, SocketDialler) else None
 
     def _known_hosts(
         self, options: asyncssh.SSHClientConnectionOptions, at: Circumstances

@@ -137,6 +137,8 @@ class SocketDialler(Dialler):
         self._client = client
         self._buffers = buffers
         self._watch = watch
+        self.wire: Wire
+        """What the connection is made of, once it is there."""
 
     async def create_connection(
         self, factory: Callable[[], Any], host: str, port: int
@@ -144,9 +146,10 @@ class SocketDialler(Dialler):
         sock = await self._first_hop.socket(host, port, self._options, self._client)
         self._client.connected(HELLO_TIMEOUT_S)
         connection: asyncssh.SSHClientConnection = factory()
+        self.wire = Wire(connection, sock, self._watch)
         try:
             transport, _ = await asyncio.get_running_loop().create_connection(
-                lambda: Wire(connection, sock, self._watch), sock=sock
+                lambda: self.wire, sock=sock
             )
         except BaseException:
             sock.close()
@@ -186,7 +189,9 @@ class Wire(asyncio.BufferedProtocol):
         self._connection = connection
         self._socket = sock
         self._watch = watch
-        self._is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+        self.acks_at_once = sock.family in (socket.AF_INET, socket.AF_INET6)
+        """A server that only forwards leaves Nagle on: its next small segment waits for our
+        acknowledgement. One that has run a command has not."""
         self._inbox = Inbox()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -201,9 +206,8 @@ class Wire(asyncio.BufferedProtocol):
             self._connection.receive(self._inbox)
         else:
             self._connection.data_received(self._inbox.take(nbytes))
-        if self._is_tcp:
-            # A server that only forwards leaves Nagle on: its next small segment waits for our
-            # acknowledgement. The kernel forgets this option again and again (tcp(7)).
+        if self.acks_at_once:
+            # The kernel forgets this option again and again (tcp(7)).
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
