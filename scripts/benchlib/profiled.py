@@ -13,6 +13,7 @@ _FRAME = re.compile(r"(?P<function>\S+) \((?P<file>[^:)]*)")
 _FUNCTIONS: Final = {
     "Tun.read_into": "read from the TUN",
     "Tun.write": "write to the TUN",
+    "FastConnection._write_now": "write to the SSH socket",
     "FastConnection._uncork": "write to the SSH socket",
     "_SelectorSocketTransport.write": "write to the SSH socket",
     "Seal.seal": "AES-GCM",

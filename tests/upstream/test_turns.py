@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.helpers.aio import Origin, Recorder, both_loops, until
 from tests.helpers.exits import settings, upstream_through
 from tunproxy.upstream.ssh_fast import FastConnection
-from tunproxy.upstream.turns import QUANTUM_BYTES, SPARSE_BYTES, Turns
+from tunproxy.upstream.turns import QUANTUM_BYTES, SHARED_S, SPARSE_BYTES, Turns
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,6 +42,19 @@ def test_all_that_wait_send_a_quantum_in_turn() -> None:
     turns.drain()
     assert "".join(log) == "abcaca"
     assert len(turns) == 0
+
+
+def test_shared_is_what_more_than_one_has_used_lately() -> None:
+    turns, now = Turns(), 10.0
+    one, other = (Flow(turns, name, 0, []) for name in "ab")
+    assert not turns.is_shared(now)
+    turns.sends(one, lambda: now)
+    turns.sends(other, lambda: now + 1)
+    turns.sends(other, lambda: now + 2)
+    assert turns.is_shared(now + 1 + SHARED_S / 2)
+    assert not turns.is_shared(now + 2)
+    turns.sends(one, lambda: now + 3)
+    assert turns.is_shared(now + 3)
 
 
 def test_who_came_first_goes_on_where_the_transport_was_full() -> None:

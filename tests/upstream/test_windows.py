@@ -8,19 +8,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.aio import Origin, Recorder, both_loops, echo, until
-from tests.helpers.exits import settings, upstream_through
+from tests.helpers.exits import settings, through_exit, upstream_through
 from tunproxy.upstream import ssh_stream
 from tunproxy.upstream.windows import (
     BUDGET_BYTES,
     FIRST_BYTES,
+    LEAST_AHEAD_BYTES,
     MOST_BYTES,
+    SHORT_S,
     Budget,
     Growth,
     RoundTrip,
+    most_ahead,
 )
 
 if TYPE_CHECKING:
+    import pathlib
+
     from tests.helpers.sshd import Sshd
+    from tunproxy.upstream.ssh_stream import SshStream
 
 PIECE = 32 * 1024
 SOURCE = ("192.0.2.1", 40000)
@@ -134,3 +140,74 @@ async def test_a_stream_whose_window_has_grown_gets_more(
         assert stream._window.size > FIRST_BYTES
         assert stream._channel._init_recv_window == stream._window.size
         stream.abort()
+
+
+@pytest.mark.parametrize(
+    ("round_trip_s", "octets"),
+    [
+        (0.0, None),  # it is not known
+        (0.00003, LEAST_AHEAD_BYTES),
+        (0.001, 1_250_000),
+        (SHORT_S, None),
+        (0.1, None),
+    ],
+)
+def test_ahead_of_a_server_nearby_is_little(
+    round_trip_s: float, octets: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RoundTrip, "shortest", lambda way: round_trip_s)
+    assert most_ahead(RoundTrip(None)) == octets
+
+
+def ahead(stream: SshStream) -> int:
+    """Octets on the way to the server, or in it."""
+    return stream._channel._first_window - stream._channel._send_window
+
+
+@both_loops
+async def test_who_shares_a_connection_is_little_ahead(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As soon as the server has shown that it opens its window early; until nobody else sends."""
+    monkeypatch.setattr(RoundTrip, "shortest", lambda way: 0.0001)
+    handlers = [Recorder(), Recorder()]
+    async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
+        bulk, other = [
+            await upstream.open("127.0.0.1", origin.port, SOURCE, handler) for handler in handlers
+        ]
+        octets = 0
+        while not bulk._channel._reserve:
+            await handlers[0].wait_for_octets(octets)
+            bulk.write(bytes(32 << 10))
+            octets += 32 << 10
+        most = 0
+        for round_number in range(64):
+            bulk.write(bytes(64 << 10))
+            other.write(b"request")
+            most = max(most, ahead(bulk))
+            await until(lambda: bulk.backlog < 1 << 20, f"round {round_number}")
+        await until(lambda: not bulk.backlog, "all to be sent")
+        assert most <= LEAST_AHEAD_BYTES
+        assert ahead(other) < LEAST_AHEAD_BYTES
+        await handlers[0].wait_for_octets(octets + (4 << 20))
+        await handlers[1].wait_for_octets(64 * len(b"request"))
+
+
+@both_loops
+async def test_a_server_that_opens_its_window_late_is_not_waited_for(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncssh's does when half of it is used: who holds more than that back waits for ever."""
+    monkeypatch.setattr(RoundTrip, "shortest", lambda way: 0.0001)
+    recorder, other = Recorder(), Recorder()
+    async with Origin(echo) as origin, through_exit(tmp_path) as (_, upstream):
+        monkeypatch.setattr("tunproxy.upstream.ssh_channel.ADJUST_BYTES", 1 << 20)
+        streams = [
+            await upstream.open("127.0.0.1", origin.port, SOURCE, handler)
+            for handler in (recorder, other)
+        ]
+        for _ in range(64):
+            for stream in streams:
+                stream.write(bytes(64 << 10))
+        for handler in (recorder, other):
+            await handler.wait_for_octets(4 << 20)

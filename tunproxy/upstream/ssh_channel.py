@@ -102,6 +102,11 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         self._adjust_bytes = min(ADJUST_BYTES, window // 2)
         self._held = 0
         """Octets in the buffer of what is not delivered."""
+        self._first_window = 0
+        self._most_ahead: int | None = 0
+        """See :meth:`most_ahead`; zero: nobody has asked."""
+        self._reserve = 0
+        """Octets of the server's window that are left unused while others send."""
         self._awaits_turn = False
         self._period = 0
         self._sparse = SPARSE_BYTES
@@ -115,12 +120,39 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
     def delivered(self, octets: int) -> None:
         """``octets`` were delivered since the window was opened last."""
 
+    def most_ahead(self) -> int | None:
+        """Octets that may be on the way to the server while others send as well; ``None``: all that
+        its window allows. Asked for once, when the server opens its window for the first time."""
+        return None
+
     def set_window(self, window: int, adjust_bytes: int = ADJUST_BYTES) -> None:
         """Let the server send up to ``window`` octets ahead of what was delivered, and tell it
         after every ``adjust_bytes``. A smaller window takes effect as data come in."""
         self._init_recv_window = window
         self._adjust_bytes = min(adjust_bytes, window // 2)
         self._open_window()
+
+    def take_control(self, kind: int, fields: bytes) -> None:
+        """See :class:`DataTaker`."""
+        if kind == MSG_CHANNEL_WINDOW_ADJUST and not self._reserve:
+            self._keep_reserve(int.from_bytes(fields[:4], "big"))
+        super().take_control(kind, fields)
+
+    def process_open_confirmation(
+        self, send_chan: int, send_window: int, send_pktsize: int, packet: SSHPacket
+    ) -> None:
+        self._first_window = send_window
+        super().process_open_confirmation(send_chan, send_window, send_pktsize, packet)
+
+    def _keep_reserve(self, opened: int) -> None:
+        """The server has opened its window by ``opened`` octets.
+
+        One that does so later than we let it have octets would never do it again.
+        """
+        if self._most_ahead == 0:
+            self._most_ahead = self.most_ahead()
+        if self._most_ahead is not None and 2 * opened <= self._most_ahead:
+            self._reserve = max(0, self._first_window - self._most_ahead)
 
     def take(self, data: bytes) -> None:
         """See :class:`DataTaker`."""
@@ -156,9 +188,10 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
             super().write(cast("bytes", data), datatype)
             return
         size = len(data)
+        fast.turns.sends(self, self._loop.time)
         if (
             size <= self._send_pktsize
-            and size <= self._send_window
+            and size <= self._usable()
             and not self._send_buf
             and not fast.turns.is_full
             and fast.send_packet_of_data(cast("int", self._send_chan), data)
@@ -193,7 +226,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         if self._send_buf and fast.turns.is_full:
             self._await_turn(fast.turns)
             return
-        while self._send_buf and self._send_window:
+        while self._send_buf and self._usable():
             data, _ = self._send_buf[0]
             rest = self._send_now(fast, memoryview(data))
             self._send_buf_len -= len(data) - len(rest)
@@ -202,7 +235,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
                 break
             del self._send_buf[0]
         if self._send_buf and self._send_window:
-            self._pause_resume_writing()  # the rest waits for the keys
+            self._pause_resume_writing()  # the rest waits for the keys, or others
         else:
             super()._flush_send_buf()
 
@@ -212,7 +245,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         fast = self._fast
         if fast is None or not fast.seals or not self._send_buf:
             return False
-        while most and self._send_buf and self._send_window:
+        while most and self._send_buf and self._usable():
             data, _ = self._send_buf[0]
             piece = memoryview(data)[:most]
             sent = len(piece) - len(self._send_now(fast, piece))
@@ -226,7 +259,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
                 del self._send_buf[0]
         if self._send_buf:
             self._pause_resume_writing()
-            self._awaits_turn = not most and self._send_window > 0
+            self._awaits_turn = not most and self._usable() > 0
             return self._awaits_turn
         super()._flush_send_buf()  # an EOF may be next
         return False
@@ -241,6 +274,13 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         self._sparse -= size
         return self._sparse >= 0
 
+    def _usable(self) -> int:
+        """Octets of the server's window that may be used now."""
+        window, fast = self._send_window, self._fast
+        if self._reserve and fast is not None and fast.turns.is_shared(self._loop.time()):
+            return max(0, window - self._reserve)
+        return window
+
     def _await_turn(self, turns: Turns) -> None:
         if turns.is_full and not self._awaits_turn:
             self._awaits_turn = True
@@ -249,8 +289,8 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
     def _send_now(self, fast: DataSender, data: memoryview) -> memoryview:
         """Send of ``data`` what the window allows; returns the rest."""
         number = self._send_chan
-        while data and self._send_window and number is not None:
-            sent = fast.send_data(number, data[: self._send_window], self._send_pktsize)
+        while data and number is not None and (usable := self._usable()):
+            sent = fast.send_data(number, data[:usable], self._send_pktsize)
             if not sent:
                 break
             self._send_window -= sent

@@ -31,7 +31,7 @@ from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EOF, MSG_CHANNEL_OP
 from asyncssh.packet import String, UInt32
 
 from .ssh_channel import FastChannel
-from .windows import FIRST_BYTES, Budget, Growth, RoundTrip
+from .windows import FIRST_BYTES, Budget, Growth, RoundTrip, most_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,8 +104,9 @@ class Share:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._chunks: deque[tuple[int, int]] = deque()
-        """(position of its end on the ledger, octets), oldest first."""
+        self._chunks: deque[tuple[int, int]] | None = None
+        """(position of its end on the ledger, octets), oldest first; made when there is one, as
+        most streams never have any."""
         self._octets = 0
 
     def add(self, size: int) -> bool:
@@ -116,6 +117,8 @@ class Share:
             self.clear()
             return False
         self._octets += size
+        if self._chunks is None:
+            self._chunks = deque()
         if self._chunks and self._chunks[-1][0] == ledger.handed - size:
             size += self._chunks.pop()[1]
         self._chunks.append((ledger.handed, size))
@@ -136,7 +139,7 @@ class Share:
 
     def clear(self) -> None:
         """None are there."""
-        self._chunks.clear()
+        self._chunks = None
         self._octets = 0
 
 
@@ -160,7 +163,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         self._on_end = on_end
         self._share = Share(ledger)
         self._watch = ledger.watch
-        self._round_trip = ledger.round_trip
+        self.round_trip = ledger.round_trip
         self._window = Growth(ledger.budget)
         self._noted_backlog = 0
         """The backlog that the handler was last told of, and what was written since."""
@@ -276,7 +279,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
 
     def delivered(self, octets: int) -> None:
         """So many have come since the window was opened last."""
-        if self._window.take(octets, self._loop.time, self._round_trip):
+        if self._window.take(octets, self._loop.time, self.round_trip):
             self._channel.set_window(self._window.size)
 
     def eof_handed_over(self) -> None:
@@ -446,6 +449,9 @@ class _Channel(FastChannel):
 
     def delivered(self, octets: int) -> None:
         self._stream.delivered(octets)
+
+    def most_ahead(self) -> int | None:
+        return most_ahead(self._stream.round_trip)
 
     def send_packet(self, pkttype: int, *args: bytes) -> None:
         super().send_packet(pkttype, *args)

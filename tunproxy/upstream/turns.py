@@ -6,18 +6,27 @@ quantum each, in turn, until it is full again. So what one flow sends, however m
 another's next octets by no more than the transport holds and a quantum for each that waits.
 
 Who has sent little since the transport filled up does not wait at all: a request, a keystroke.
+
+Behind the transport there are queues that nobody can see into, above all the server's. What is in
+them is bounded by the windows of the channels: :attr:`Turns.is_shared` says when it should be less.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 QUANTUM_BYTES: Final = 32 * 1024
 """What one sender sends in its turn: a packet of the largest size that SSH has."""
 
 SPARSE_BYTES: Final = 4 * 1024
 """What anybody may send without waiting, each time the transport is full."""
+
+SHARED_S: Final = 0.1
+"""So long after somebody else has sent, others count."""
 
 
 class Sender(Protocol):
@@ -36,6 +45,18 @@ class Turns:
         self.period = 0
         """How often it has been full."""
         self._waiting: deque[Sender] = deque()
+        self._latest: Sender | None = None
+        self._changed_at = float("-inf")
+
+    def sends(self, sender: Sender, clock: Callable[[], float]) -> None:
+        """``sender`` sends something; ``clock`` is in seconds."""
+        if sender is not self._latest:
+            self._latest = sender
+            self._changed_at = clock()
+
+    def is_shared(self, now: float) -> bool:
+        """Whether more than one has sent something lately."""
+        return now - self._changed_at < SHARED_S
 
     def fill(self) -> None:
         """The transport is full."""

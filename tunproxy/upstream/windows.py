@@ -26,6 +26,11 @@ FIRST_BYTES: Final = 2 * 1024 * 1024
 SHORT_S: Final = 0.010
 """A path with a shorter round trip needs no more than the first: 2 MiB in 10 ms are 1.7 Gbit/s."""
 
+LEAST_AHEAD_BYTES: Final = 256 * 1024
+AHEAD_RATE: Final = 1.25e9
+"""What we may be ahead of the server on a channel while others want something, too: 10 Gbit/s
+times the round trip, and enough that it does not stand still while we do something else."""
+
 MOST_BYTES: Final = 32 * 1024 * 1024
 """For one channel: 2.6 Gbit/s at 100 ms."""
 
@@ -94,6 +99,15 @@ class Growth:
         """The channel is gone."""
         self._budget.give_back(self.size - FIRST_BYTES)
         self.size = FIRST_BYTES
+
+
+def most_ahead(way: RoundTrip) -> int | None:
+    """Octets that may be on the way to the server on one of several channels that send; ``None``:
+    as many as it allows."""
+    round_trip_s = way.shortest()
+    if not 0.0 < round_trip_s < SHORT_S:
+        return None
+    return max(LEAST_AHEAD_BYTES, round(round_trip_s * AHEAD_RATE))
 
 
 class RoundTrip:
