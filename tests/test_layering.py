@@ -66,6 +66,7 @@ TESTED_ELSEWHERE = {
     "flow/tcpflows.py": "flow/test_engine.py",
     "app/supervision.py": "app/test_supervisor.py",
     "app/vpnsession.py": "e2e/test_vpn.py",
+    "upstream/ssh_asyncssh.py": "upstream/test_ssh_fast.py",
     "upstream/ssh_channel.py": "upstream/test_ssh_fast.py",
     "upstream/ssh_vpn.py": "upstream/test_ssh_tunnel.py",
     "cli/up.py": "cli/test_main.py",

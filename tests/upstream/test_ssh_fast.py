@@ -29,7 +29,7 @@ from tests.helpers.exits import settings, upstream_through
 from tests.helpers.ssh_files import public_key
 from tests.helpers.sshd import Sshd
 from tunproxy import config
-from tunproxy.upstream import ssh_fast, ssh_login, ssh_packets
+from tunproxy.upstream import ssh_asyncssh, ssh_login, ssh_packets
 from tunproxy.upstream.ssh import LinkState, SshUpstream
 from tunproxy.upstream.ssh_channel import ADJUST_BYTES
 from tunproxy.upstream.ssh_fast import CORK_BYTES, FastConnection
@@ -892,7 +892,7 @@ async def test_another_asyncssh(
 async def test_method_with_other_parameters(
     sshd: Sshd, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ssh_fast._METHODS[SSHConnection], "_recv_packet", ("sequence",))
+    monkeypatch.setitem(ssh_asyncssh.METHODS[SSHConnection], "_recv_packet", ("sequence",))
     path = await passes(sshd, tmp_path)
     assert path == "stock: asyncssh's SSHConnection._recv_packet is not the one known"
 
@@ -906,7 +906,7 @@ async def test_other_attribute(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(ssh_fast._ATTRIBUTES, name, kind)
+    monkeypatch.setitem(ssh_asyncssh.ATTRIBUTES, name, kind)
     path = await passes(sshd, tmp_path)
     assert path == f"stock: asyncssh's SSHConnection.{name} is not the one known"
 
@@ -922,4 +922,4 @@ async def test_other_cipher_object(
 
 def test_guard_knows_this_asyncssh() -> None:
     """With an asyncssh that fails this test, look at what has changed before KNOWN_VERSIONS."""
-    assert asyncssh.__version__.startswith(ssh_fast.KNOWN_VERSIONS)
+    assert asyncssh.__version__.startswith(ssh_asyncssh.KNOWN_VERSIONS)

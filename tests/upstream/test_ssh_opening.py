@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import asyncssh
 import pytest
 
 from tests.helpers.aio import (
@@ -130,6 +131,20 @@ async def test_what_has_to_be_waited_for_does_not_begin(sshd: Sshd) -> None:
                 assert attempt is not None
                 attempt.cancel()
     assert Opener().begin(upstream, 80) is None, "there is no connection"
+
+
+@both_loops
+async def test_another_asyncssh_does_not_begin(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncssh, "__version__", "3.1.4")
+    async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
+        assert Opener().begin(upstream, origin.port) is None
+        recorder = Recorder()
+        stream = await upstream.open("127.0.0.1", origin.port, SOURCE, recorder)
+        stream.write(b"all the same")
+        stream.write_eof()
+        await recorder.wait("lost")
+        assert bytes(recorder.received) == b"all the same"
+        await until(lambda: upstream.channels == 0, "the channel to end")
 
 
 @both_loops

@@ -94,6 +94,7 @@ def test_one_writer_needs_one_entry() -> None:
         queue.waiting.append((1, 1))
         share.add(1)
     assert share.octets() == 1000
+    assert share._chunks is not None
     assert len(share._chunks) == 1
 
 

@@ -48,13 +48,15 @@ def test_shared_is_what_more_than_one_has_used_lately() -> None:
     turns, now = Turns(), 10.0
     one, other = (Flow(turns, name, 0, []) for name in "ab")
     assert not turns.is_shared(now)
-    turns.sends(one, lambda: now)
-    turns.sends(other, lambda: now + 1)
-    turns.sends(other, lambda: now + 2)
-    assert turns.is_shared(now + 1 + SHARED_S / 2)
-    assert not turns.is_shared(now + 2)
-    turns.sends(one, lambda: now + 3)
-    assert turns.is_shared(now + 3)
+    turns.sends(one, now)
+    turns.sends(one, now + 1)
+    assert not turns.is_shared(now + 1), "there is one"
+    turns.sends(other, now + 2)
+    assert not turns.is_shared(now + 2), "the other was long ago"
+    turns.sends(one, now + 2 + SHARED_S / 2)
+    assert turns.is_shared(now + 2 + SHARED_S)
+    turns.sends(one, now + 2 + SHARED_S)
+    assert not turns.is_shared(now + 2 + 2 * SHARED_S)
 
 
 def test_who_came_first_goes_on_where_the_transport_was_full() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import TYPE_CHECKING
 
@@ -211,3 +212,40 @@ async def test_a_server_that_opens_its_window_late_is_not_waited_for(
                 stream.write(bytes(64 << 10))
         for handler in (recorder, other):
             await handler.wait_for_octets(4 << 20)
+
+
+@both_loops
+async def test_the_whole_window_is_used_when_nobody_else_sends(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the server does not open it meanwhile: its target does not read."""
+    monkeypatch.setattr(RoundTrip, "shortest", lambda way: 0.0001)
+    reads = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        octets = 0
+        while octets < 1 << 20 and (data := await reader.read(1 << 16)):
+            octets += len(data)
+        await reads.wait()
+        while await reader.read(1 << 16):
+            pass
+        writer.write_eof()
+
+    recorder = Recorder()
+    async with Origin(slow) as origin, upstream_through(settings(sshd)) as upstream:
+        bulk, other = [
+            await upstream.open("127.0.0.1", origin.port, SOURCE, handler)
+            for handler in (recorder, Recorder())
+        ]
+        sent = 0
+        while not bulk._channel._reserve:
+            await until(lambda: ahead(bulk) < 128 << 10, "the server to take it")
+            bulk.write(bytes(32 << 10))
+            sent += 32 << 10
+        other.write(b"request")
+        bulk.write(bytes((20 << 20) - sent))
+        await until(lambda: bulk._channel._send_window == 0, "the whole window to be used")
+        reads.set()
+        bulk.write_eof()
+        await recorder.wait("lost")
+        assert recorder.reset is False

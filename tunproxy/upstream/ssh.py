@@ -28,7 +28,7 @@ from .ages import Ages
 from .drain import DrainWatch
 from .gate import Gates
 from .ssh_errors import LoginRefused, open_failed
-from .ssh_fast import connection_path
+from .ssh_fast import FastConnection, connection_path
 from .ssh_names import read_name_files
 from .ssh_opening import Opening
 from .ssh_stream import SshStream
@@ -210,6 +210,8 @@ class SshUpstream:
         """See :meth:`tunproxy.upstream.base.PromptUpstream.begin`."""
         link = self._link
         if link is None or self._channels >= MAX_CHANNELS:
+            return None
+        if not isinstance(link.connection, FastConnection):
             return None
         passage = self._gates.try_enter((host, port))
         if passage is None:

@@ -17,7 +17,7 @@ from asyncssh.channel import SSHChannel
 from asyncssh.constants import MSG_CHANNEL_OPEN_CONFIRMATION, MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
 
-from .turns import SPARSE_BYTES
+from .turns import SHARED_S, SPARSE_BYTES
 
 if TYPE_CHECKING:
     import asyncio
@@ -107,6 +107,8 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         """See :meth:`most_ahead`; zero: nobody has asked."""
         self._reserve = 0
         """Octets of the server's window that are left unused while others send."""
+        self._next_look: asyncio.TimerHandle | None = None
+        """Whether they still do."""
         self._awaits_turn = False
         self._period = 0
         self._sparse = SPARSE_BYTES
@@ -188,7 +190,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
             super().write(cast("bytes", data), datatype)
             return
         size = len(data)
-        fast.turns.sends(self, self._loop.time)
+        fast.turns.sends(self, self._loop.time())
         if (
             size <= self._send_pktsize
             and size <= self._usable()
@@ -211,10 +213,11 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
             self._send_buf.append((cast("bytearray", bytes(rest)), None))
             self._send_buf_len += len(rest)
             self._await_turn(fast.turns)
+            self._await_quiet()
             self._pause_resume_writing()
 
     def flush(self) -> None:
-        """Keys have been exchanged: send what was waiting for it."""
+        """Send what was waiting: keys have been exchanged, or others have ceased to send."""
         if self._send_buf:
             self._flush_send_buf()
 
@@ -235,6 +238,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
                 break
             del self._send_buf[0]
         if self._send_buf and self._send_window:
+            self._await_quiet()
             self._pause_resume_writing()  # the rest waits for the keys, or others
         else:
             super()._flush_send_buf()
@@ -260,6 +264,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         if self._send_buf:
             self._pause_resume_writing()
             self._awaits_turn = not most and self._usable() > 0
+            self._await_quiet()
             return self._awaits_turn
         super()._flush_send_buf()  # an EOF may be next
         return False
@@ -280,6 +285,15 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         if self._reserve and fast is not None and fast.turns.is_shared(self._loop.time()):
             return max(0, window - self._reserve)
         return window
+
+    def _await_quiet(self) -> None:
+        """What waits because others send is to be sent when they have ceased."""
+        if self._reserve and self._send_window and self._next_look is None:
+            self._next_look = self._loop.call_later(SHARED_S, self._look)
+
+    def _look(self) -> None:
+        self._next_look = None
+        self.flush()
 
     def _await_turn(self, turns: Turns) -> None:
         if turns.is_full and not self._awaits_turn:

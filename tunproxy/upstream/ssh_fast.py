@@ -23,12 +23,10 @@ this was written for, everything goes asyncssh's way; :func:`connection_path` sa
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import struct
 import time
-import types
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import asyncssh
@@ -43,21 +41,18 @@ from asyncssh.constants import (
     MSG_IGNORE,
     MSG_KEX_LAST,
 )
-from asyncssh.encryption import Encryption, GCMEncryption
+from asyncssh.encryption import GCMEncryption
 from asyncssh.logging import SSHLogger
 
+from .ssh_asyncssh import obstacle
 from .ssh_channel import DataSender, DataTaker, FastChannel
 from .ssh_packets import LENGTH_LEN, TAG_LEN, Inbox, Opener, Padding, Seal, packet_length
 from .turns import Turns
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
 
     from asyncssh.packet import SSHPacketLogger
-
-KNOWN_VERSIONS = ("2.24.",)
-"""The asyncssh releases whose inside is known here, by their beginnings."""
 
 BURST_BYTES = 256 * 1024
 """How much one channel seals before it hands the packets to the transport."""
@@ -99,7 +94,7 @@ def quicken(
 ) -> FastConnection | None:
     """Put ``connection``, which has logged in, on the fast path; ``None``: that is not possible."""
     kind = _FAST.get(type(connection))
-    if kind is None or _obstacle(connection) is not None:
+    if kind is None or obstacle(connection) is not None:
         return None
     connection.__class__ = kind  # type: ignore[assignment]
     fast = cast("FastConnection", connection)
@@ -113,7 +108,7 @@ def connection_path(connection: SSHConnection) -> str:
         reason = connection.slow_reason
         cipher = connection.get_extra_info("recv_cipher")
     else:
-        reason = _obstacle(connection) or "the login is not complete"
+        reason = obstacle(connection) or "the login is not complete"
         cipher = None
     return f"stock: {reason}" if reason else f"fast: {cipher}"
 
@@ -465,89 +460,6 @@ class _QuietLogger(SSHLogger):
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
         if self.isEnabledFor(level):
             super().log(level, msg, *args, **kwargs)
-
-
-# What is relied on: the parameters of methods that are called or overridden, and attributes.
-
-_METHODS: dict[type[Any], dict[str, tuple[str, ...]]] = {
-    SSHConnection: {
-        "_recv_data": (),
-        "_recv_packet": (),
-        "_recv_pkthdr": (),
-        "_finish_recv_packet": ("pkttype", "seq", "_task", "is_async"),
-        "_send": ("data",),
-        "_send_kexinit": (),
-        "_send_deferred_packets": (),
-        "_send_disconnect": ("code", "reason", "lang"),
-        "_force_close": ("exc",),
-        "_keepalive_timer_callback": (),
-        "_update_recv_pktlen": ("max_pktsize",),
-        "internal_error": ("exc_info", "error_logger"),
-        "data_received": ("data", "datatype"),
-        "send_packet": ("pkttype", "args", "handler"),
-        "create_tcp_channel": ("encoding", "errors", "window", "max_pktsize"),
-    },
-    SSHChannel: {
-        "__init__": ("conn", "loop", "encoding", "errors", "window", "max_pktsize"),
-        "_deliver_data": ("data", "datatype"),
-        "_flush_recv_buf": ("exc",),
-        "_flush_send_buf": (),
-        "_open": ("chantype", "args"),
-        "_pause_resume_writing": (),
-        "process_packet": ("pkttype", "pktid", "packet"),
-        "send_packet": ("pkttype", "args"),
-        "write": ("data", "datatype"),
-    },
-    SSHLogger: {"get_child": ("child", "context"), "log": ("level", "msg", "args", "kwargs")},
-    asyncssh.SSHTCPChannel: {"_open_forward": ("session_factory", "chantype", "args")},
-    Encryption: {
-        "encrypt_packet": ("seq", "header", "packet"),
-        "decrypt_packet": ("seq", "first", "rest", "header_len", "mac"),
-    },
-}
-
-_ATTRIBUTES: dict[str, Any] = {
-    "_auth_complete": bool,
-    "_channels": dict,
-    "_inpbuf": bytes,
-    "_kex_complete": bool,
-    "_keepalive_interval": (int, float),
-    "_logger": SSHLogger,
-    "_max_recv_pktlen": int,
-    "_packet": bytes,
-    "_pktlen": int,
-    "_recv_blocksize": int,
-    "_recv_encryption": (Encryption, type(None)),
-    "_recv_handler": types.MethodType | types.FunctionType,
-    "_recv_macsize": int,
-    "_recv_seq": int,
-    "_rekey_bytes": int,
-    "_rekey_bytes_sent": int,
-    "_rekey_seconds": (int, float),
-    "_rekey_time": (int, float),
-    "_send_encryption": (Encryption, type(None)),
-    "_send_seq": int,
-    "_transport": object,
-}
-
-
-def _obstacle(connection: SSHConnection) -> str | None:
-    """Why the inside of asyncssh is not what this module was written for; ``None``: it is."""
-    if not asyncssh.__version__.startswith(KNOWN_VERSIONS):
-        return f"asyncssh {asyncssh.__version__} is not known to this version"
-    for owner, methods in _METHODS.items():
-        for name, parameters in methods.items():
-            method = getattr(owner, name, None)
-            if method is None or _parameters(method) != parameters:
-                return f"asyncssh's {owner.__name__}.{name} is not the one known"
-    for name, kind in _ATTRIBUTES.items():
-        if name not in vars(connection) or not isinstance(vars(connection)[name], kind):
-            return f"asyncssh's SSHConnection.{name} is not the one known"
-    return None
-
-
-def _parameters(method: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(inspect.signature(method).parameters)[1:]
 
 
 def _taken_over(stock: GCMEncryption, kind: type[_K], connection: FastConnection) -> _K | None:

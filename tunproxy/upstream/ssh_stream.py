@@ -184,6 +184,9 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
             asyncssh.ChannelOpenError: the server's reason, or the connection is lost.
             UnicodeError: ``host`` cannot be sent.
         """
+        if not self.may_begin:
+            await self._open_stock(host, port, source)
+            return
         waiting = _Waiting(self._loop)
         self.begin(host, port, source, waiting)
         try:
@@ -194,8 +197,23 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         # Whoever called has the stream before it delivers anything.
         self._loop.call_soon(self.start)
 
+    async def _open_stock(self, host: str, port: int, source: tuple[str, int]) -> None:
+        """As :meth:`open`, by what asyncssh offers to everybody."""
+        try:
+            await self._channel.connect(lambda: self, host, port, *source)
+        except BaseException as error:
+            self.abandon()
+            if not isinstance(error, asyncio.CancelledError):
+                self.released()
+            raise
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether the inside of asyncssh is what :meth:`begin` was written for."""
+        return self._channel.is_known
+
     def begin(self, host: str, port: int, source: tuple[str, int], asker: Asker) -> None:
-        """Ask the server for the channel.
+        """Ask the server for the channel, where :attr:`may_begin`.
 
         Raises:
             UnicodeError: ``host`` cannot be sent; ``asker`` is not called.
@@ -400,6 +418,11 @@ class _Channel(FastChannel):
         super().__init__(connection, loop, None, "strict", WINDOW_BYTES, MAX_PACKET_BYTES)
         self._stream = stream
         self._abandoned = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether asyncssh is the one that this was written for."""
+        return self._fast is not None
 
     def ask(self, host: str, port: int, source: tuple[str, int]) -> None:
         """Ask the server to open it (RFC 4254 section 7.2)."""

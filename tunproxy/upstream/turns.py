@@ -14,10 +14,7 @@ them is bounded by the windows of the channels: :attr:`Turns.is_shared` says whe
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from typing import Final, Protocol
 
 QUANTUM_BYTES: Final = 32 * 1024
 """What one sender sends in its turn: a packet of the largest size that SSH has."""
@@ -26,7 +23,7 @@ SPARSE_BYTES: Final = 4 * 1024
 """What anybody may send without waiting, each time the transport is full."""
 
 SHARED_S: Final = 0.1
-"""So long after somebody else has sent, others count."""
+"""So long after it has sent something, a sender counts."""
 
 
 class Sender(Protocol):
@@ -46,17 +43,20 @@ class Turns:
         """How often it has been full."""
         self._waiting: deque[Sender] = deque()
         self._latest: Sender | None = None
-        self._changed_at = float("-inf")
+        self._sent_at = float("-inf")
+        self._shared_at = float("-inf")
 
-    def sends(self, sender: Sender, clock: Callable[[], float]) -> None:
-        """``sender`` sends something; ``clock`` is in seconds."""
+    def sends(self, sender: Sender, now: float) -> None:
+        """``sender`` sends something; ``now`` is in seconds."""
         if sender is not self._latest:
             self._latest = sender
-            self._changed_at = clock()
+            if now - self._sent_at < SHARED_S:
+                self._shared_at = now
+        self._sent_at = now
 
     def is_shared(self, now: float) -> bool:
         """Whether more than one has sent something lately."""
-        return now - self._changed_at < SHARED_S
+        return now - self._shared_at < SHARED_S
 
     def fill(self) -> None:
         """The transport is full."""
