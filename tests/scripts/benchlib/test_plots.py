@@ -5,8 +5,6 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-import pytest
-
 from scripts.benchlib import plots
 from scripts.benchlib.peers import PEERS
 from scripts.benchlib.report import Sample
@@ -19,7 +17,6 @@ SHOWN_PX = 900
 
 
 def test_plots_are_small_and_as_wide_as_they_are_shown(tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("matplotlib")
     figures = {figure for shown in plots.PLOTS.values() for figure in shown}
     samples = [
         Sample(number, peer, figure, 1000.0 + 77 * number + 13 * place)
@@ -38,7 +35,6 @@ def test_plots_are_small_and_as_wide_as_they_are_shown(tmp_path: pathlib.Path) -
 
 
 def test_what_was_not_measured_is_not_plotted(tmp_path: pathlib.Path) -> None:
-    pytest.importorskip("matplotlib")
     assert plots.write(tmp_path, [Sample(0, "up user", "ready", 1.0)], ["up user"]) == []
     assert plots.write(tmp_path, [Sample(0, "up user", "rss_0", 1.0)], ["up user"]) == [
         "bench-memory.png"
