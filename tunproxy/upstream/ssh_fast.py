@@ -368,8 +368,8 @@ class FastConnection(SSHConnection, DataSender):
             self._uncorking = None
         parts, size, self._cork, self._corked = self._cork, self._corked, [], 0
         transport = self._transport
-        if not parts or transport is None:
-            return
+        if not parts or transport is None or transport.is_closing():
+            return  # its descriptor may be somebody else's by now
         if self._descriptor is not None and not transport.get_write_buffer_size():
             parts = self._write_now(self._descriptor, parts, size)
         if parts:
@@ -383,8 +383,6 @@ class FastConnection(SSHConnection, DataSender):
 
         The transport would do that as well, two turns of uvloop's later.
         """
-        if self._transport is None or self._transport.is_closing():
-            return parts
         if len(parts) > _MOST_PARTS:
             parts = [b"".join(parts)]
         try:
