@@ -20,9 +20,11 @@ MIB = 1 << 20
 async def test_client_that_does_not_read_stops_the_origins(tmp_path: pathlib.Path) -> None:
     """Not only on its channels: what the SSH connection cannot send is bounded, too."""
     offered = [0] * 8
+    start = asyncio.Event()
 
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = int(await reader.readexactly(1))
+        await start.wait()  # or the first have sent all before the last has begun
         while offered[number] < 16 * MIB:
             writer.write(bytes(65536))
             await writer.drain()
@@ -42,6 +44,7 @@ async def test_client_that_does_not_read_stops_the_origins(tmp_path: pathlib.Pat
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 * 1024)
         transport.pause_reading()
+        start.set()
         connection = next(iter(server._connections))
         await until(lambda: connection._congested, "the congestion")
         before = -1
