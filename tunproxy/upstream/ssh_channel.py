@@ -342,9 +342,10 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         session.connection_made(self)
         session.session_started()
         # Not from within this call: asyncssh makes a task for it.
-        self._loop.call_soon(self._begin_reading)
+        self._loop.call_soon(self.begin_reading)
         return session
 
-    def _begin_reading(self) -> None:
+    def begin_reading(self) -> None:
+        """Deliver what comes, if nobody has said anything else."""
         if self._recv_paused == "starting":
             self.resume_reading()

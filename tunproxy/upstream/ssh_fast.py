@@ -300,11 +300,7 @@ class FastConnection(SSHConnection, DataSender):
         data = data[:BURST_BYTES]
         parts: list[bytes] = []
         for at in range(0, len(data), most):
-            piece = data[at : at + most]
-            size = len(piece)
-            padding = self._padding.take(_DATA_HEAD.size - 1 + size)
-            head = _DATA_HEAD.pack(len(padding), MSG_CHANNEL_DATA, number, size)
-            parts += self._sealed(seal, (head, piece, padding))
+            parts += self._packet_of_data(seal, number, data[at : at + most])
         self._transmit(parts)
         return len(data)
 
@@ -314,11 +310,17 @@ class FastConnection(SSHConnection, DataSender):
             seal = self._seal()
         if seal is None or not self._may_send():
             return False
+        self._transmit(self._packet_of_data(seal, number, data))
+        return True
+
+    def _packet_of_data(
+        self, seal: Seal, number: int, data: bytes | memoryview
+    ) -> tuple[bytes, bytes]:
+        """CHANNEL_DATA for the server's channel ``number``, sealed."""
         size = len(data)
         padding = self._padding.take(_DATA_HEAD.size - 1 + size)
         head = _DATA_HEAD.pack(len(padding), MSG_CHANNEL_DATA, number, size)
-        self._transmit(self._sealed(seal, (head, data, padding)))
-        return True
+        return self._sealed(seal, (head, data, padding))
 
     def _seal(self) -> Seal | None:
         """The cipher object for what is sent next; ``None``: asyncssh has to send it."""

@@ -184,7 +184,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
             asyncssh.ChannelOpenError: the server's reason, or the connection is lost.
             UnicodeError: ``host`` cannot be sent.
         """
-        if not self.may_begin:
+        if not self._channel.is_known:
             await self._open_stock(host, port, source)
             return
         waiting = _Waiting(self._loop)
@@ -207,13 +207,8 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
                 self.released()
             raise
 
-    @property
-    def may_begin(self) -> bool:
-        """Whether the inside of asyncssh is what :meth:`begin` was written for."""
-        return self._channel.is_known
-
     def begin(self, host: str, port: int, source: tuple[str, int], asker: Asker) -> None:
-        """Ask the server for the channel, where :attr:`may_begin`.
+        """Ask the server for the channel; the connection is a fast one.
 
         Raises:
             UnicodeError: ``host`` cannot be sent; ``asker`` is not called.
@@ -228,7 +223,7 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
     def start(self) -> None:
         """Deliver what comes."""
         if not self._paused and not self._ended:
-            self._channel.start()
+            self._channel.begin_reading()
 
     def abandon(self) -> None:
         """Nobody wants it any more: who has asked is not called, and a channel that is confirmed
@@ -448,11 +443,6 @@ class _Channel(FastChannel):
             UInt32(source[1]),
             handler=self,
         )
-
-    def start(self) -> None:
-        """Deliver what comes."""
-        if self._recv_paused == "starting":
-            self.resume_reading()
 
     def abandon(self) -> None:
         """Nobody wants this channel: close it if it is open, or as soon as it is."""
