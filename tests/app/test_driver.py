@@ -21,7 +21,7 @@ from tests.helpers.engine_dialogue import (
 )
 from tests.helpers.memory_tun import MemoryTun
 from tunproxy.app import driver as driver_module
-from tunproxy.app.driver import BATCH, Driver
+from tunproxy.app.driver import BATCH, GROUP, Driver
 from tunproxy.errors import MachineError
 from tunproxy.flow.events import FlowClosed, FlowOpened
 
@@ -95,6 +95,8 @@ class FakeEngine:
         self.counters: Counter[str] = Counter()
         self.log: list[str] = []
         self.packets: list[tuple[bytes, bool]] = []
+        self.views: list[memoryview] = []
+        self.event_for_each: Event | None = None
         self.events: deque[Event] = deque()
         self.out: deque[list[bytes]] = deque()
         self.at: float | None = None
@@ -105,6 +107,9 @@ class FakeEngine:
     ) -> None:
         self.log.append("packet")
         self.packets.append((bytes(view), trusted))
+        self.views.append(view)
+        if self.event_for_each is not None:
+            self.events.append(self.event_for_each)
 
     def handle_timeout(self, now: float) -> None:
         self.log.append("timeout")
@@ -211,14 +216,33 @@ def test_a_batch_is_bounded_and_followed_by_one_flush(rig: Rig) -> None:
     assert rig.tun.waiting == 0
 
 
-def test_the_events_of_a_packet_are_handled_before_the_next_is_read(rig: Rig) -> None:
-    rig.tun.inject(b"first")
-    rig.tun.inject(b"second")
-    rig.engine.events.append(FlowClosed(1, reset=True))
-    waiting = []
-    rig.handler.act = lambda event: waiting.append(rig.tun.waiting)
+def test_packets_stay_until_their_events_are_handled(rig: Rig) -> None:
+    packets = [b"packet %d" % number for number in range(2 * GROUP + 1)]
+    for packet in packets:
+        rig.tun.inject(packet)
+    seen: list[list[bytes]] = []
+
+    def look(event: Event) -> None:
+        seen.append([bytes(view) for view in rig.engine.views])
+        rig.engine.views.clear()
+
+    rig.handler.act = look
+    rig.engine.event_for_each = FlowClosed(1, reset=True)
     rig.readable()
-    assert waiting == [1]
+    assert [views for views in seen if views] == [
+        packets[:GROUP],
+        packets[GROUP : 2 * GROUP],
+        packets[2 * GROUP :],
+    ]
+
+
+def test_what_came_before_the_device_was_deleted_counts(rig: Rig) -> None:
+    rig.tun.inject(b"packet")
+    rig.tun.deleted = MachineError("the device tun0 is gone")
+    rig.engine.event_for_each = FlowClosed(1, reset=True)
+    rig.readable()
+    assert rig.driver.lost.is_set()
+    assert rig.handler.events == [FlowClosed(1, reset=True)]
 
 
 def test_nothing_to_read_is_nothing_wrong(rig: Rig) -> None:

@@ -211,6 +211,23 @@ def test_data_goes_both_ways(dialogue: Dialogue, version: Literal[4, 6]) -> None
     assert (dialogue.engine.bytes_up, dialogue.engine.bytes_down) == (7, 8)
 
 
+def test_what_nobody_has_been_told_of_is_told_together(dialogue: Dialogue) -> None:
+    one, other = (Initiator(dialogue, dialogue.fake(f"{name}.example")) for name in "ab")
+    first, second = one.establish(), other.establish()
+    one.send(ACK, b"a")
+    one.send(ACK, b"b")
+    other.send(ACK, b"c")
+    one.send(ACK, b"d")
+    one.send(ACK | FIN, b"e")
+    told = [event for event in dialogue.events() if isinstance(event, DataReceived)]
+    assert [(event.flow, data_of(event), event.end_stream) for event in told] == [
+        (first, b"ab", False),
+        (second, b"c", False),
+        (first, b"de", True),
+    ]
+    assert dialogue.engine.table.by_id[first].bytes_up == 4
+
+
 def test_what_is_out_of_order_waits(dialogue: Dialogue, initiator: Initiator) -> None:
     initiator.establish()
     start = initiator.snd_nxt

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tests.helpers.aio import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tunproxy.upstream.base import (
         Buffer,
@@ -33,11 +33,15 @@ class FakeStream:
         self.keep = False
         """Nothing leaves: what is written adds to the backlog."""
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: Buffer) -> None:
         assert not self.eof_written
         self.written += data
         if self.keep:
             self.backlog += len(data)
+
+    def writelines(self, pieces: Sequence[Buffer]) -> None:
+        for piece in pieces:
+            self.write(piece)
 
     def write_eof(self) -> None:
         self.eof_written = True

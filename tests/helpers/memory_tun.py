@@ -24,7 +24,7 @@ class MemoryTun:
     Attributes:
         written: whole writes, with their virtio_net_hdr.
         full: refuse whatever is written.
-        deleted: what reading raises, as when somebody has deleted the link.
+        deleted: what reading raises behind the last packet, as when somebody has deleted the link.
     """
 
     def __init__(self) -> None:
@@ -71,9 +71,9 @@ class MemoryTun:
 
     def read_into(self, buffer: memoryview) -> int:
         self.reads += 1
-        if self.deleted is not None:
-            raise self.deleted
         if not self._incoming:
+            if self.deleted is not None:
+                raise self.deleted
             return 0
         packet = self._incoming.popleft()
         if not self._incoming:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import random
@@ -16,8 +17,10 @@ import asyncssh
 import pytest
 from asyncssh.connection import SSHConnection
 from asyncssh.constants import (
+    MSG_CHANNEL_CLOSE,
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EOF,
+    MSG_CHANNEL_WINDOW_ADJUST,
     MSG_IGNORE,
     MSG_UNIMPLEMENTED,
 )
@@ -210,7 +213,8 @@ async def exchange(upstream: SshUpstream, port: int, octets: int, seed: int = 0)
         view = memoryview(buffer)[:size]
         view[:] = source.randbytes(size)
         sent.update(view)
-        stream.write(view)
+        cuts = sorted(source.sample(range(1, size), k=min(size - 1, source.randrange(4))))
+        stream.writelines([view[a:b] for a, b in itertools.pairwise((0, *cuts, size))])
         view[:] = bytes(size)
         left -= size
         await until(lambda: stream.backlog < MIB, "the backlog to fall")
@@ -499,9 +503,26 @@ async def data_beyond_the_window(host: Host) -> None:
         host.channels[0].send_packet(MSG_CHANNEL_DATA, String(bytes(32768)))
 
 
+async def window_too_short(host: Host) -> None:
+    host.channels[0].send_packet(MSG_CHANNEL_WINDOW_ADJUST, bytes(3))
+
+
+async def window_too_long(host: Host) -> None:
+    host.channels[0].send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(1), b"x")
+
+
+async def window_after_close(host: Host) -> None:
+    channel = host.channels[0]
+    channel.send_packet(MSG_CHANNEL_CLOSE)
+    channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(1))
+
+
 @pytest.mark.parametrize(
     ("misbehave", "reason"),
     [
+        (window_too_short, "Incomplete packet"),
+        (window_too_long, "Unexpected data at end of packet"),
+        (window_after_close, "Channel not open"),
         (data_too_short, "Incomplete packet"),
         (data_too_long, "Incomplete packet"),
         (data_without_length, "Incomplete packet"),
@@ -783,6 +804,23 @@ async def test_packets_of_one_turn_leave_together(
         assert len(counting.calls) == 1
         assert connection.get_write_buffer_size() == 0
         await second.wait_for_octets(20_000)
+
+
+@both_loops
+async def test_pieces_leave_at_once(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
+        stream = await opened(upstream, origin.port, recorder)
+        kernel = Kernel(monkeypatch)
+        octets = random.Random(6).randbytes(200_000)
+        stream.writelines(
+            [memoryview(octets)[at : at + 50_000] for at in range(0, 200_000, 50_000)]
+        )
+        (size,) = kernel.calls
+        assert size > len(octets)
+        stream.write_eof()
+        await recorder.wait("lost")
+        assert recorder.received == octets
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 1000, 70_000])

@@ -250,8 +250,8 @@ class _FlowSide:
         stream = self._stream
         if stream is None:
             return
-        for chunk in event.chunks:
-            stream.write(chunk)  # type: ignore[arg-type]
+        if event.chunks:
+            stream.writelines(event.chunks)
         if event.end_stream:
             stream.write_eof()
         backlog = stream.backlog

@@ -45,7 +45,7 @@ class DataReceived:
 
     flow: int
     chunks: list[Buffer]
-    """Valid until the next packet is handed to the engine."""
+    """Views of packets, valid until these are overwritten."""
     end_stream: bool
     """The initiator has sent its FIN behind them."""
 
@@ -59,7 +59,7 @@ class DatagramReceived:
     """Where it goes: a name, or an address where it was asked for by address."""
     port: int
     payload: Buffer
-    """Valid until the next packet is handed to the engine."""
+    """A view of the packet, valid until this is overwritten."""
     whole: bool
     """It must not be fragmented on its way: the initiator asks for it, or looks for the MTU."""
 
@@ -79,7 +79,7 @@ class EchoRequested:
     decision: Decision
     """PROXY or DIRECT."""
     payload: Buffer
-    """Valid until the next packet is handed to the engine."""
+    """A view of the packet, valid until this is overwritten."""
 
 
 @dataclass(frozen=True, slots=True)

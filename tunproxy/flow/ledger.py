@@ -14,7 +14,7 @@ import heapq
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from .events import FlowClosed, FlowOpened
+from .events import DataReceived, FlowClosed, FlowOpened
 from .key import address_text
 from .peers import Peers
 from .table import FlowTable
@@ -105,6 +105,16 @@ class Ledger:
         """``octets`` of payload have come from the target."""
         flow.bytes_down += octets
         self.bytes_down += octets
+
+    def deliver(self, flow: Flow, chunks: list[Buffer], end: bool) -> None:
+        """Give the application what has come from the initiator, together with what came before it
+        and is still the last thing to be told."""
+        last = self.events[-1] if self.events else None
+        if type(last) is DataReceived and last.flow == flow.id:
+            last.chunks += chunks
+            last.end_stream = end
+        else:
+            self.events.append(DataReceived(flow.id, chunks, end))
 
     # --- the clock ------------------------------------------------------------------------------
 

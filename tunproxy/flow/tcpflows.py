@@ -312,7 +312,7 @@ class TcpFlows:
 
     def _deliver(self, flow: Flow, chunks: list[Buffer], end: bool, now: float) -> None:
         if flow.decision is not None:
-            self._ledger.events.append(DataReceived(flow.id, chunks, end))
+            self._ledger.deliver(flow, chunks, end)
             return
         result = self._dns.stream_data(flow.id, chunks, end, now)
         if result is None:

@@ -44,6 +44,9 @@ class Stream(Protocol):
     def write(self, data: bytes | memoryview) -> None:
         """Send ``data``; it is copied before this returns, and never refused."""
 
+    def writelines(self, pieces: Sequence[Buffer]) -> None:
+        """The same for ``pieces`` that follow each other."""
+
     def write_eof(self) -> None:
         """Send EOF after what was written."""
 

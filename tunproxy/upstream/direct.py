@@ -16,7 +16,9 @@ from . import dial
 from .drain import HIGH_WATER_BYTES, LOW_WATER_BYTES, DrainWatch
 
 if TYPE_CHECKING:
-    from .base import StreamHandler
+    from collections.abc import Sequence
+
+    from .base import Buffer, StreamHandler
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: close() sends RST."""
@@ -110,6 +112,9 @@ class DirectStream(asyncio.Protocol):
         if self.backlog:
             self._noted_backlog += len(data)
             self._watch.add(self)
+
+    def writelines(self, pieces: Sequence[Buffer]) -> None:
+        self.write(b"".join(pieces))
 
     def write_eof(self) -> None:
         if self._transport is None or self._eof_sent:

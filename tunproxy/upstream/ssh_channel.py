@@ -21,13 +21,21 @@ from .turns import SHARED_S, SPARSE_BYTES
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from .base import Buffer
     from .turns import Turns
 
 ADJUST_BYTES = 256 * 1024
 """After how many octets a channel's window is opened again; half the window, if that is less. At
 half of 2 MiB, a server at some distance would stand still half of the time."""
+
+BURST_BYTES = 256 * 1024
+"""How much one channel seals before it hands the packets to the transport."""
+
+_ADJUST_LEN = 4
+_OPEN_STATES = ("open", "eof_pending", "eof")
+"""Those of asyncssh in which the other end may open its window."""
 
 _JOINED_LEN = 2048
 """Up to which length held data are joined: an object costs more than a hundred octets."""
@@ -45,16 +53,13 @@ class DataSender:
     turns: Turns
     """Who waits because the transport is full."""
 
-    def send_data(self, number: int, data: memoryview, most: int) -> int:
-        """Send ``data`` to the server's channel ``number`` in packets of up to ``most`` octets.
-
-        Returns:
-            How many were sent, from the beginning: none during a key exchange.
-        """
+    def send_data(self, number: int, pieces: Iterable[Buffer], most: int) -> bool:
+        """Send ``pieces`` to the server's channel ``number``, in packets of up to ``most`` octets;
+        return whether that was done: nothing is sent during a key exchange."""
         raise NotImplementedError
 
-    def send_packet_of_data(self, number: int, data: bytes | memoryview) -> bool:
-        """Send ``data``, which fit into one packet; return whether that was done."""
+    def send_packet_of_data(self, number: int, data: Buffer) -> bool:
+        """The same for ``data`` that fit into one packet."""
         raise NotImplementedError
 
 
@@ -136,9 +141,17 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
 
     def take_control(self, kind: int, fields: bytes) -> None:
         """See :class:`DataTaker`."""
-        if kind == MSG_CHANNEL_WINDOW_ADJUST and not self._reserve:
-            self._keep_reserve(int.from_bytes(fields[:4], "big"))
-        super().take_control(kind, fields)
+        if kind != MSG_CHANNEL_WINDOW_ADJUST or len(fields) != _ADJUST_LEN or self._fast is None:
+            super().take_control(kind, fields)
+            return
+        if self._recv_state not in _OPEN_STATES:
+            raise asyncssh.ProtocolError("Channel not open")
+        octets = int.from_bytes(fields, "big")
+        if not self._reserve:
+            self._keep_reserve(octets)
+        self._send_window += octets
+        if self._send_buf:
+            self._flush_send_buf()
 
     def process_open_confirmation(
         self, send_chan: int, send_window: int, send_pktsize: int, packet: SSHPacket
@@ -183,7 +196,32 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
             data = held.pop()[0] + data
         held.append((data, None))
 
-    def write(self, data: bytes | memoryview, datatype: int | None = None) -> None:
+    def write_pieces(self, pieces: Sequence[Buffer]) -> None:
+        """As :meth:`write`, for pieces that follow each other; none shares a packet with another,
+        which would cost a copy (asyncssh's ``writelines`` joins them)."""
+        if not self._send_at_once(pieces):
+            for piece in pieces:
+                self.write(piece)
+
+    def _send_at_once(self, pieces: Sequence[Buffer]) -> bool:
+        """Send ``pieces`` if nothing is in the way of any octet; return whether it was done."""
+        fast, number = self._fast, self._send_chan
+        if fast is None or number is None or self._send_state != "open":
+            return False
+        size = sum(map(len, pieces))
+        fast.turns.sends(self, self._loop.time())
+        if (
+            self._send_buf
+            or fast.turns.is_full
+            or size > self._usable()
+            or not fast.send_data(number, pieces, self._send_pktsize)
+        ):
+            return False
+        self._send_window -= size
+        self.data_sent(size)
+        return True
+
+    def write(self, data: Buffer, datatype: int | None = None) -> None:
         """See asyncssh; ``data`` may change after this has returned."""
         fast = self._fast
         if fast is None or datatype is not None or self._send_state != "open":
@@ -304,12 +342,12 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         """Send of ``data`` what the window allows; returns the rest."""
         number = self._send_chan
         while data and number is not None and (usable := self._usable()):
-            sent = fast.send_data(number, data[:usable], self._send_pktsize)
-            if not sent:
+            piece = data[: min(usable, BURST_BYTES)]
+            if not fast.send_data(number, (piece,), self._send_pktsize):
                 break
-            self._send_window -= sent
-            data = data[sent:]
-            self.data_sent(sent)
+            self._send_window -= len(piece)
+            data = data[len(piece) :]
+            self.data_sent(len(piece))
         return data
 
     def _deliver_data(self, data: bytes, datatype: int | None) -> None:

@@ -51,11 +51,11 @@ from .turns import Turns
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Iterable
 
     from asyncssh.packet import SSHPacketLogger
 
-BURST_BYTES = 256 * 1024
-"""How much one channel seals before it hands the packets to the transport."""
+    from .base import Buffer
 
 CORK_BYTES = 48 * 1024
 """When so much is held back, it leaves at once: less than the largest packet of a TUN, so that a
@@ -293,34 +293,38 @@ class FastConnection(SSHConnection, DataSender):
         head = bytes((len(padding), pkttype))
         self._transmit(self._sealed(seal, (head, *args, padding)))
 
-    def send_data(self, number: int, data: memoryview, most: int) -> int:
+    def send_data(self, number: int, pieces: Iterable[Buffer], most: int) -> bool:
         seal = self._seal()
         if seal is None or not self._may_send():
-            return 0
-        data = data[:BURST_BYTES]
+            return False
         parts: list[bytes] = []
-        for at in range(0, len(data), most):
-            parts += self._packet_of_data(seal, number, data[at : at + most])
+        size = -1
+        for piece in pieces:
+            for at in range(0, len(piece), most):
+                data = piece[at : at + most]
+                if len(data) != size:
+                    # Most packets are full: what is around the data is the same then.
+                    size = len(data)
+                    head, padding = self._around(number, size)
+                parts += self._sealed(seal, (head, data, padding))
         self._transmit(parts)
-        return len(data)
+        return True
 
-    def send_packet_of_data(self, number: int, data: bytes | memoryview) -> bool:
+    def send_packet_of_data(self, number: int, data: Buffer) -> bool:
         seal = self._send_encryption
         if type(seal) is not Seal:
             seal = self._seal()
         if seal is None or not self._may_send():
             return False
-        self._transmit(self._packet_of_data(seal, number, data))
+        head, padding = self._around(number, len(data))
+        self._transmit(self._sealed(seal, (head, data, padding)))
         return True
 
-    def _packet_of_data(
-        self, seal: Seal, number: int, data: bytes | memoryview
-    ) -> tuple[bytes, bytes]:
-        """CHANNEL_DATA for the server's channel ``number``, sealed."""
-        size = len(data)
+    def _around(self, number: int, size: int) -> tuple[bytes, bytes]:
+        """What is before and behind ``size`` octets in CHANNEL_DATA for the server's channel
+        ``number``."""
         padding = self._padding.take(_DATA_HEAD.size - 1 + size)
-        head = _DATA_HEAD.pack(len(padding), MSG_CHANNEL_DATA, number, size)
-        return self._sealed(seal, (head, data, padding))
+        return _DATA_HEAD.pack(len(padding), MSG_CHANNEL_DATA, number, size), padding
 
     def _seal(self) -> Seal | None:
         """The cipher object for what is sent next; ``None``: asyncssh has to send it."""
@@ -344,7 +348,7 @@ class FastConnection(SSHConnection, DataSender):
             self._kexinit_sent = True
         return self._kex_complete
 
-    def _sealed(self, seal: Seal, octets: tuple[bytes | memoryview, ...]) -> tuple[bytes, bytes]:
+    def _sealed(self, seal: Seal, octets: tuple[Buffer, ...]) -> tuple[bytes, bytes]:
         """The two parts of a packet that contains ``octets``, which is counted as sent."""
         joined = b"".join(octets)
         self._send_seq = (self._send_seq + 1) & _SEQ_MASK

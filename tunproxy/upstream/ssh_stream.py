@@ -34,11 +34,11 @@ from .ssh_channel import FastChannel
 from .windows import FIRST_BYTES, Budget, Growth, RoundTrip, most_ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from asyncssh.packet import SSHPacket
 
-    from .base import StreamHandler
+    from .base import Buffer, StreamHandler
     from .drain import DrainWatch
 
 WINDOW_BYTES = FIRST_BYTES
@@ -238,15 +238,21 @@ class SshStream(asyncssh.SSHTCPSession[bytes]):
         return 0 if self._ended else self._channel.get_write_buffer_size() + self._share.octets()
 
     def write(self, data: bytes | memoryview) -> None:
+        self.writelines((data,))
+
+    def writelines(self, pieces: Sequence[Buffer]) -> None:
         noted = self._noted_backlog
         self._writing = True
         try:
-            self._channel.write(data)
+            if len(pieces) == 1:
+                self._channel.write(pieces[0])
+            else:
+                self._channel.write_pieces(pieces)
         except OSError:
             return  # The server's CLOSE came first; connection_lost is on its way.
         finally:
             self._writing = False
-        self._noted_backlog = noted + len(data) if noted else self.backlog
+        self._noted_backlog = noted + sum(map(len, pieces)) if noted else self.backlog
 
     def write_eof(self) -> None:
         self._eof_wanted = True

@@ -20,7 +20,7 @@ from ..errors import OpenFailed, Refusal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .base import Stream, StreamHandler, Upstream
+    from .base import Buffer, Stream, StreamHandler, Upstream
 
 READ_BYTES = 64 * 1024
 
@@ -122,6 +122,9 @@ class TlsStream:
             self._broken(error)
             return
         self._send()
+
+    def writelines(self, pieces: Sequence[Buffer]) -> None:
+        self.write(b"".join(pieces))
 
     def write_eof(self) -> None:
         if self._below is None or self._eof_sent:
