@@ -91,13 +91,6 @@ def test_what_was_refused_can_come_again() -> None:
     assert b"".join(assembler.take(1)) == b"yx"
 
 
-def test_clear() -> None:
-    assembler = stored((1, b"abc"))
-    assembler.clear()
-    assert not assembler
-    assert assembler.take(1) == []
-
-
 pieces = st.lists(st.tuples(st.integers(0, 60), st.binary(min_size=1, max_size=20)), max_size=30)
 
 

@@ -68,13 +68,6 @@ def test_release_cuts_the_range_it_ends_in() -> None:
     assert not scoreboard
 
 
-def test_clear() -> None:
-    scoreboard = board((10, 20))
-    scoreboard.clear()
-    assert not scoreboard
-    assert scoreboard.sacked == 0
-
-
 def test_the_number_of_ranges_is_bounded() -> None:
     scoreboard = board(*((3 * i, 3 * i + 1) for i in range(_MAX_RANGES)))
     assert not scoreboard.add(3 * _MAX_RANGES, 3 * _MAX_RANGES + 1)

@@ -122,11 +122,13 @@ class Watch:
         # A FIN needs no room.
         assert receiver.rcv_wnd <= receiver.max_limit
         assert self._una <= sender.snd_una <= sender.snd_nxt <= sender.queue.end + 1
-        assert len(receiver.assembler.ranges()) <= MAX_PIECES
-        stored = sum(b - a for a, b in receiver.assembler.ranges())
-        assert stored <= receiver.max_limit
-        assert len(sender.scoreboard) <= _MAX_RANGES
-        assert sender.scoreboard.sacked <= sender.snd_nxt - sender.snd_una
+        if receiver.assembler is not None:
+            waiting = receiver.assembler.ranges()
+            assert len(waiting) <= MAX_PIECES
+            assert sum(b - a for a, b in waiting) <= receiver.max_limit
+        if sender.scoreboard is not None:
+            assert len(sender.scoreboard) <= _MAX_RANGES
+            assert sender.scoreboard.sacked <= sender.snd_nxt - sender.snd_una
         delivered = receiver.rcv_nxt - receiver.irs - 1 - self._fins()
         assert len(self._d.received) == delivered - self._delivered
         assert len(sender.queue) <= self._sent

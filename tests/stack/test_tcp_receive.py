@@ -169,7 +169,9 @@ def test_assembler_is_bounded_in_pieces() -> None:
         d.send("A", 3 + 2 * i, 1, b"x")
         d.hear()
     assert d.endpoint.receiver.discarded == 5
-    assert len(d.endpoint.receiver.assembler.ranges()) == MAX_PIECES
+    assembler = d.endpoint.receiver.assembler
+    assert assembler is not None
+    assert len(assembler.ranges()) == MAX_PIECES
     assert len(d.send("A", 1, 1, bytes(2))) == 3
 
 

@@ -120,7 +120,13 @@ class Engine:
     # --- the driver's verbs ---------------------------------------------------------------------
 
     def handle_packet(
-        self, view: memoryview, now: float, *, trusted: bool, lead: Buffer = offload.NONE
+        self,
+        view: memoryview,
+        now: float,
+        *,
+        trusted: bool,
+        lead: Buffer = offload.NONE,
+        rounds: int = 0,
     ) -> list[Buffer] | None:
         """Take one packet from the TUN.
 
@@ -130,16 +136,11 @@ class Engine:
             now: seconds on a clock that does not go back.
             trusted: its transport checksum needs no look.
             lead: its virtio_net_hdr.
+            rounds: how often it has waited for facts.
 
         Returns:
             A packet to be written at once: made of ``view``, where the kernel's stack is used.
         """
-        return self._handle_packet(view, now, trusted, lead, 0)
-
-    def _handle_packet(
-        self, view: memoryview, now: float, trusted: bool, lead: Buffer, rounds: int
-    ) -> list[Buffer] | None:
-        """Take a packet that has waited for facts ``rounds`` times."""
         try:
             packet = ip.parse(view)
             is_joined = packet.fragment is not None
@@ -247,7 +248,9 @@ class Engine:
         """A FactWanted is answered, as far as it will be: let what has waited for it go on."""
         for held in self._ledger.waiting.release(number):
             packet = memoryview(bytearray(held.octets))
-            out = self._handle_packet(packet, now, held.trusted, held.lead, held.rounds)
+            out = self.handle_packet(
+                packet, now, trusted=held.trusted, lead=held.lead, rounds=held.rounds
+            )
             if out is not None:
                 self._out.append(out)
         self._tcp.fact_found(number, now)

@@ -94,7 +94,9 @@ class TcpFlows:
                 assert mapped is not None
                 if not mapped.is_replaced(flow, segment):
                     return mapped.uplink(flow, packet, segment, lead, now)
-            elif not self._makes_way(flow, endpoint, segment):
+            elif (
+                not segment.flags & tcp.SYN and endpoint.state is not State.CLOSED
+            ) or not self._makes_way(flow, endpoint, segment):
                 self._process(flow, endpoint, segment, now)
                 return None
         require_hosts(packet)

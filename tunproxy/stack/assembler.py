@@ -74,9 +74,3 @@ class Assembler:
     def covers(self, start: int, end: int) -> bool:
         """Whether all of ``start`` to ``end`` is stored."""
         return self._covered.covers(start, end)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._starts.clear()
-        self._pieces.clear()
-        self._covered.clear()

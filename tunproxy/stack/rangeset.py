@@ -62,12 +62,6 @@ class RangeSet:
             self.size -= bound - starts[0]
             starts[0] = bound
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._starts.clear()
-        self._ends.clear()
-        self.size = 0
-
     def covers(self, start: int, end: int) -> bool:
         """Whether all of ``start`` to ``end`` is here."""
         at = bisect_right(self._starts, start) - 1

@@ -60,7 +60,8 @@ class Receiver:
         self.fin_seq: int | None = None
         self.discarded = 0
         """Segments in the window that were not kept, for want of room in the assembler."""
-        self.assembler = Assembler()
+        self.assembler: Assembler | None = None
+        """What waits for octets before it; ``None``, as on most connections for ever: nothing."""
         self._grown_at = self.rcv_nxt
         self._latest = 0
         self._dsack: tuple[int, int] | None = None
@@ -115,24 +116,28 @@ class Receiver:
             return []
         self.rcv_nxt = end
         out = [data]
-        if self.assembler:
-            out += self._drain()
+        if self.assembler is not None:
+            out += self._drain(self.assembler)
         if self.limit < self.max_limit:
             self._grow()
         return out
 
     def _store(self, seq: int, data: Buffer, end: int) -> None:
+        if self.assembler is None:
+            self.assembler = Assembler()
         if self.assembler.covers(seq, end):
             self._dsack = (seq, end)
         elif not self.assembler.insert(seq, data):
             self.discarded += 1
         self._latest = seq
 
-    def _drain(self) -> list[Buffer]:
+    def _drain(self, assembler: Assembler) -> list[Buffer]:
         pieces: list[Buffer] = []
-        for piece in self.assembler.take(self.rcv_nxt):
+        for piece in assembler.take(self.rcv_nxt):
             pieces.append(piece)
             self.rcv_nxt += len(piece)
+        if not assembler:
+            self.assembler = None
         return pieces
 
     def _grow(self) -> None:
@@ -149,7 +154,7 @@ class Receiver:
         """Count the FIN, which has been reached, as received."""
         self.rcv_nxt += 1
         self.rcv_adv = max(self.rcv_adv, self.rcv_nxt)
-        self.assembler.clear()
+        self.assembler = None
 
     def window_is_worth_an_update(self, mss: int) -> bool:
         """Whether the window can grow by as much as RFC 9293 3.8.6.2.2 asks before we say so."""
@@ -177,7 +182,7 @@ class Receiver:
         if self._dsack is not None:
             blocks.append(self._dsack)
             self._dsack = None
-        if self.assembler:
+        if self.assembler is not None:
             ranges = self.assembler.ranges()
             ranges.sort(key=lambda block: not block[0] <= self._latest < block[1])
             blocks += ranges
@@ -186,4 +191,4 @@ class Receiver:
     @property
     def wants_sack(self) -> bool:
         """Whether the next acknowledgment has blocks to report."""
-        return bool(self.assembler) or self._dsack is not None
+        return self.assembler is not None or self._dsack is not None

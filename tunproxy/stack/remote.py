@@ -116,7 +116,8 @@ class RemoteSender(Sender):
         cwnd_limited = self.snd_una < self._cwnd_limited_until
         self.snd_una = ack
         self.queue.release(ack)
-        self.scoreboard.release(ack)
+        if self.scoreboard is not None:
+            self.scoreboard.release(ack)
         self._dup_acks = 0
         self._end_tail_probe(ack, now)
         if is_handshake:
@@ -152,9 +153,10 @@ class RemoteSender(Sender):
         news = False
         for left, right in blocks:
             if self.snd_una < left < right <= self.snd_nxt:
-                for start, end in self.scoreboard.add(left, right):
+                board = self._board()
+                for start, end in board.add(left, right):
                     news = True
-                    self._deliver(self._flight.sack(start, end, self.scoreboard), now)
+                    self._deliver(self._flight.sack(start, end, board), now)
         if blocks and blocks[0][1] <= self.snd_una:
             self._take_dsack(blocks[0])
         return news
@@ -284,7 +286,7 @@ class RemoteSender(Sender):
         if first.sacked:
             # The peer has thrown it away since, or would have acknowledged it (RFC 2018 8).
             flight.renege()
-            self.scoreboard.clear()
+            self._renege()
         window = self._rack.min_rtt if self._rack.reordering_seen else 0.0
         flight.lose_older(now - self._rack.rtt - window)
         self._forget_probes()

@@ -44,10 +44,6 @@ class Scoreboard:
         """Forget what lies below ``snd_una``."""
         self._ranges.discard_below(snd_una)
 
-    def clear(self) -> None:
-        """Forget everything: after a time-out the peer may have reneged (RFC 2018 8)."""
-        self._ranges.clear()
-
     def lost_edge(self, snd_una: int, mss: int) -> int:
         """Below which number everything that is not SACKed is lost: IsLost() of RFC 6675 4."""
         octets = 0

@@ -49,6 +49,7 @@ class Sender:
         timer_at: when the retransmission or persist timer expires, in seconds; ``None``: not armed.
             The owner asks :meth:`poll_at`.
         probing: it is the persist timer.
+        scoreboard: what the peer has SACKed; ``None``, as on most connections for ever: nothing.
         failed: the peer has not answered for so long that it is given up.
     """
 
@@ -94,7 +95,7 @@ class Sender:
         self.max_payload = max_payload
         self.sack_permitted = sack
         self.queue = SendQueue(iss + 1)
-        self.scoreboard = Scoreboard()
+        self.scoreboard: Scoreboard | None = None
         self.rtt = RttEstimator()
         self.fin_queued = False
         self.fin_seq: int | None = None
@@ -165,7 +166,8 @@ class Sender:
         self.retransmits = 0
         self.snd_una = ack
         self.queue.release(ack)
-        self.scoreboard.release(ack)
+        if self.scoreboard is not None:
+            self.scoreboard.release(ack)
         self._dup_acks = 0
         if self.recovery_point is not None:
             if ack >= self.recovery_point:
@@ -174,7 +176,8 @@ class Sender:
                 # A partial acknowledgment: the next segment is lost as well (RFC 6582 3.2; below
                 # SACKed data, RFC 6675 4 NextSeg (3)).
                 self._lost_edge = max(self._lost_edge, min(ack + self.mss, self.recovery_point))
-        self._find_losses()
+        if self.scoreboard is not None:
+            self._find_losses()
         self._rearm(now)
 
     def duplicate(self, now: float) -> None:
@@ -187,12 +190,20 @@ class Sender:
         news = False
         for left, right in blocks:
             # D-SACK blocks lie below SND.UNA; anything above SND.NXT is a lie.
-            if self.snd_una < left < right <= self.snd_nxt and self.scoreboard.add(left, right):
+            if self.snd_una < left < right <= self.snd_nxt and self._board().add(left, right):
                 news = True
         return news
 
+    def _board(self) -> Scoreboard:
+        """The scoreboard, made when it is needed first."""
+        if self.scoreboard is None:
+            self.scoreboard = Scoreboard()
+        return self.scoreboard
+
     def _find_losses(self) -> None:
-        edge = self.scoreboard.lost_edge(self.snd_una, self.mss)
+        edge = self.snd_una
+        if self.scoreboard is not None:
+            edge = self.scoreboard.lost_edge(edge, self.mss)
         if self._dup_acks >= DUP_THRESH:
             edge = max(edge, self.snd_una + self.mss)
         if edge <= self.snd_una:
@@ -235,9 +246,13 @@ class Sender:
         3.8.6.1): see :meth:`heard`.
         """
         if self._count_timeout() and self._outstanding():
-            self.scoreboard.clear()
+            self._renege()
             self._dup_acks = 0
             self._lose_all()
+
+    def _renege(self) -> None:
+        """After a time-out the peer may have dropped what it had SACKed (RFC 2018 8)."""
+        self.scoreboard = None
 
     def _count_timeout(self) -> bool:
         """Back off; return whether there is still hope."""
@@ -279,6 +294,8 @@ class Sender:
 
     def next(self, now: float) -> Span | None:
         """What to send next, counted as sent; ``None``: nothing, until an ACK or the timer."""
+        if self.snd_nxt == self.queue.end and not self.fin_queued and self.recovery_point is None:
+            return None  # the usual answer: it is asked after each segment
         idle = not self._outstanding()
         span = self._next_lost() or self._next_new(now, self.max_payload)
         if span is None:
@@ -293,7 +310,7 @@ class Sender:
         if self.recovery_point is None:
             return None
         start = max(self._high_rxt, self.snd_una)
-        hole = self.scoreboard.hole(start, self._lost_edge)
+        hole = self._hole(start, self._lost_edge)
         if hole is None:
             return None
         seq, end = hole
@@ -307,6 +324,12 @@ class Sender:
         fin = fin and length < min(end - seq, room)
         self._high_rxt = seq + length + fin
         return Span(seq, length, fin)
+
+    def _hole(self, start: int, limit: int) -> tuple[int, int] | None:
+        """The first run of octets in ``start`` to ``limit`` that is not SACKed."""
+        if self.scoreboard is not None:
+            return self.scoreboard.hole(start, limit)
+        return (start, limit) if start < limit else None
 
     def _next_new(self, now: float, limit: int) -> Span | None:
         seq = self.snd_nxt

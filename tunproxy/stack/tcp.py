@@ -337,7 +337,7 @@ class Endpoint(Connection):
         """RFC 9293 3.10.7.4, seventh and eighth."""
         receiver = self.receiver
         payload: Buffer = segment.payload[0] if segment.payload else b""
-        if receiver.assembler:
+        if receiver.assembler is not None:
             self._ack_now = True  # RFC 5681 4.2: it fills a gap, or lies behind one
         out = receiver.receive(seq, payload, bool(segment.flags & FIN))
         self._schedule_ack(segment, seq, now)
