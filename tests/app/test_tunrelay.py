@@ -18,7 +18,7 @@ from tunproxy.app import tunrelay
 from tunproxy.app.rawlink import Link
 from tunproxy.app.tunrelay import TunRelay
 from tunproxy.errors import ServerError
-from tunproxy.upstream import relay_common
+from tunproxy.upstream import relay_restart
 from tunproxy.upstream.base import DatagramError, PacketHandler
 
 HOSTS = {4: "198.51.100.7", 6: str(ipaddress.IPv6Address(V6.dst))}
@@ -397,7 +397,7 @@ class _Raising(Box):
 @both_loops
 async def test_lost_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open sockets go on, with the port they had; what is sent meanwhile is dropped."""
-    monkeypatch.setattr(relay_common, "RESTART_FIRST_S", 0.01)
+    monkeypatch.setattr(relay_restart, "RESTART_FIRST_S", 0.01)
     setup = await Setup().start()
     await setup.relay.start()
     keeping = asyncio.create_task(setup.relay.run(), name="keeping")

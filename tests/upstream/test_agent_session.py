@@ -17,7 +17,7 @@ from tunproxy.errors import ServerError
 from tunproxy.upstream import agent_frames as wire
 from tunproxy.upstream import agent_session
 from tunproxy.upstream.agent import Agent, AgentUnavailable
-from tunproxy.upstream.relay_common import MAX_BACKLOG
+from tunproxy.upstream.relay_batch import MAX_BACKLOG
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,7 +14,7 @@ from tests.helpers import datagram_box
 from tests.helpers.aio import Origin, both_loops, free_port, plain_socket, turns, until
 from tests.helpers.exits import settings, upstream_through
 from tests.helpers.resolving import Resolving
-from tunproxy.upstream import relay_common, udpgw
+from tunproxy.upstream import relay_restart, udpgw
 from tunproxy.upstream.direct import DirectUpstream
 from tunproxy.upstream.resolver_direct import DirectResolver
 from tunproxy.upstream.udpgw import Udpgw, UdpgwUnavailable
@@ -279,7 +279,7 @@ async def test_nobody_listens() -> None:
 @both_loops
 async def test_connects_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether the daemon ends the stream or aborts it; open sockets go on."""
-    monkeypatch.setattr(relay_common, "RESTART_FIRST_S", 0.01)
+    monkeypatch.setattr(relay_restart, "RESTART_FIRST_S", 0.01)
     async with running() as (relay, daemon, _):
         changes: list[bool] = []
         relay.on_change = lambda: changes.append(relay.is_up)

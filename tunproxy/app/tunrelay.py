@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from ..errors import WireError
 from ..stack.fragments import Reassembler
 from ..upstream.base import DatagramError
-from ..upstream.relay_common import MAX_PAYLOAD, keep_running
+from ..upstream.relay_batch import MAX_PAYLOAD
 from ..upstream.relay_names import Names
+from ..upstream.relay_restart import RestartedRelay
 from ..wire import icmp_host, ip, udp
 from ..wire.icmp_host import Failed, Reply, Trouble
 from .rawsender import RawSender
@@ -66,54 +67,23 @@ class Links(Protocol):
     def close(self) -> None: ...
 
 
-class TunRelay:
-    """A :class:`~tunproxy.upstream.base.Relay`. All calls from the loop it was made in."""
+class TunRelay(RestartedRelay["_Line"]):
+    """A :class:`~tunproxy.upstream.base.Relay`; its lines are links."""
 
     def __init__(self, links: Links, resolve: Resolve) -> None:
         """``resolve`` finds literal addresses on the server's side, the best first; none: there is
         no such name."""
-        self.counters: Counter[str] = Counter()
-        """What was dropped, by reason."""
-        self.remote_counters: dict[str, int] = {}
-        """Kernels do not tell theirs."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when there is a link, or none any more: :attr:`features` are others now."""
+        super().__init__("tun")
         self._links = links
         self._loop = asyncio.get_running_loop()
         self._names = Names(resolve, self.counters, "tun")
-        self._line: _Line | None = None
         self._sockets: OrderedDict[int, TunSocket] = OrderedDict()
         """By port, the longest unused first."""
-        self._lost = asyncio.Event()
-        self._lost.set()
-
-    @property
-    def is_up(self) -> bool:
-        """Whether there is a link."""
-        return self._line is not None
 
     @property
     def features(self) -> frozenset[str]:
         versions = () if self._line is None else self._line.local
         return frozenset(f"{what}{version}" for what in ("udp", "ping") for version in versions)
-
-    async def start(self) -> None:
-        """Open the link, if there is none.
-
-        Raises:
-            ServerError: it does not work out; why.
-        """
-        if self._line is not None:
-            return
-        line = _Line(self)
-        line.begin(await self._links.open(line))
-        self._line = line
-        self._lost.clear()
-        self.on_change()
-
-    async def run(self) -> None:
-        """Open it again whenever it is lost, until cancelled."""
-        await keep_running("tun", self.start, self._lost)
 
     def open(self, handler: RelayHandler, *, version: int = 0) -> TunSocket:
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
@@ -145,13 +115,9 @@ class TunRelay:
         self._names.find(host, len(payload), found, version=version)
 
     def close(self) -> None:
-        """Close the link, and have the server's end undone. The sockets stay, and drop what is
-        sent to them."""
+        """Have the server's end undone as well."""
         self._names.close()
-        if self._line is not None:
-            self._line.sender.close()
-            self._line = None
-            self._lost.set()
+        super().close()
         self._links.close()
 
     # TunSocket
@@ -198,19 +164,20 @@ class TunRelay:
         """The link is gone."""
         if self._line is line:
             _log.warning("the tunnel for datagrams is lost")
-            self._line = None
-            self._lost.set()
-            self.on_change()
+            self._line_lost()
+
+    async def _make_line(self) -> _Line:
+        line = _Line(self)
+        line.begin(await self._links.open(line))
+        return line
 
     def _line_for(self, payload: Buffer) -> _Line | None:
         """What ``payload`` leaves by; counted if it is dropped."""
-        if self._line is None:
-            self.counters["tun_down"] += 1
-        elif len(payload) > MAX_PAYLOAD:
+        line = self.line()
+        if line is not None and len(payload) > MAX_PAYLOAD:
             self.counters["tun_too_long"] += 1
-        else:
-            return self._line
-        return None
+            return None
+        return line
 
     def _port_of(self, socket: TunSocket) -> int:
         if socket.port:
@@ -302,6 +269,10 @@ class _Line:
         """It is open."""
         self.local = link.local
         self.sender = RawSender(link.tunnel, link.local, link.mtu, self._drops)
+
+    def close(self) -> None:
+        """End it; nobody is told."""
+        self.sender.close()
 
     def send_echo(self, echo: _Echo, payload: bytes, hop_limit: int) -> None:
         if len(self._echoes) >= MAX_ECHOES:

@@ -16,7 +16,7 @@ DATA and RECEIVED are a source, a target and a payload; RECEIVED_FROM has an add
 the target. What one turn of the loop sends leaves in one write. Nothing is sent before the program
 has greeted: shells may print before that.
 
-Limits. Datagrams are dropped while much has not left this process (``relay_common``). The far half
+Limits. Datagrams are dropped while much has not left this process (``relay_batch``). The far half
 bounds what waits on its side (see there); its counters are in :attr:`Agent.remote_counters`.
 """
 
@@ -34,7 +34,7 @@ from ..errors import ServerError
 from . import agent_frames as frames
 from .agent_bundle import COMMAND, NO_PYTHON, OLD_PYTHON, bundle
 from .base import DatagramError
-from .relay_common import Batch
+from .relay_batch import Batch
 
 if TYPE_CHECKING:
     from collections import Counter

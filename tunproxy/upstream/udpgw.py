@@ -23,9 +23,10 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from ..errors import OpenFailed, ServerError
-from .relay_common import Batch, keep_running
+from .relay_batch import Batch
 from .relay_names import MAX_LOOKUPS as MAX_LOOKUPS
 from .relay_names import Names
+from .relay_restart import RestartedRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +54,8 @@ class UdpgwUnavailable(ServerError):
     """No udpgw answers on the server; the text says why."""
 
 
-class Udpgw:
-    """A :class:`~tunproxy.upstream.base.Relay`. All calls from the loop it was made in."""
+class Udpgw(RestartedRelay["_Link"]):
+    """A :class:`~tunproxy.upstream.base.Relay`; its lines are streams to the daemon."""
 
     def __init__(
         self,
@@ -64,53 +65,14 @@ class Udpgw:
     ) -> None:
         """``resolve`` finds literal addresses on the server's side, the best first; none: there is
         no such name."""
-        self.counters: Counter[str] = Counter()
-        """What was dropped, by reason."""
-        self.remote_counters: dict[str, int] = {}
-        """The daemon tells nothing."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when there is a stream, or none any more: :attr:`features` are others now."""
+        super().__init__("udpgw")
         self._upstream = upstream
         self._address = address
         self._names = Names(resolve, self.counters, "udpgw")
-        self._link: _Link | None = None
-        self._lost = asyncio.Event()
-        self._lost.set()
-
-    @property
-    def is_up(self) -> bool:
-        """Whether there is a stream to the daemon."""
-        return self._link is not None
 
     @property
     def features(self) -> frozenset[str]:
-        return frozenset() if self._link is None else frozenset({"udp4", "udp6"})
-
-    async def start(self) -> None:
-        """Connect to the daemon, if that is not done.
-
-        Raises:
-            UdpgwUnavailable: it does not work out; why.
-        """
-        if self._link is not None:
-            return
-        host, port = self._address
-        link = _Link(self.counters, self._link_lost)
-        try:
-            stream = await self._upstream.open(host, port, ("127.0.0.1", 0), link)
-        except OpenFailed as error:
-            raise UdpgwUnavailable(
-                f"no udpgw answers on {host} port {port} of the server ({error}): start "
-                f"badvpn-udpgw there, or choose another way for datagrams"
-            ) from error
-        link.begin(stream)
-        self._link = link
-        self._lost.clear()
-        self.on_change()
-
-    async def run(self) -> None:
-        """Connect again whenever the stream is lost, until cancelled."""
-        await keep_running("udpgw", self.start, self._lost)
+        return frozenset() if self._line is None else frozenset({"udp4", "udp6"})
 
     def open(self, handler: RelayHandler, *, version: int = 0) -> UdpgwSocket:
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
@@ -130,20 +92,15 @@ class Udpgw:
         self.counters["udpgw_no_echo"] += 1
 
     def close(self) -> None:
-        """End the stream. The sockets stay, and drop what is sent to them."""
         self._names.close()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
-            self._lost.set()
+        super().close()
 
     # UdpgwSocket
 
     def send(self, socket: UdpgwSocket, host: str, port: int, payload: Buffer) -> None:
         """Send a datagram, as soon as ``host`` is known."""
-        link = self._link
+        link = self.line()
         if link is None:
-            self.counters["udpgw_down"] += 1
             return
         connection = link.find((socket, host, port))
         if connection is not None:
@@ -152,7 +109,7 @@ class Udpgw:
         octets = bytes(payload)
 
         def found(address: bytes | None) -> None:
-            if address is not None and self._link is link and socket.handler is not None:
+            if address is not None and self._line is link and socket.handler is not None:
                 known = link.find((socket, host, port))
                 link.send(known or link.connect((socket, host, port), address), octets)
 
@@ -160,14 +117,25 @@ class Udpgw:
 
     def forget(self, socket: UdpgwSocket) -> None:
         """``socket`` is closed."""
-        if self._link is not None:
-            self._link.forget(socket)
+        if self._line is not None:
+            self._line.forget(socket)
 
-    def _link_lost(self) -> None:
+    async def _make_line(self) -> _Link:
+        host, port = self._address
+        link = _Link(self.counters, self._stream_lost)
+        try:
+            stream = await self._upstream.open(host, port, ("127.0.0.1", 0), link)
+        except OpenFailed as error:
+            raise UdpgwUnavailable(
+                f"no udpgw answers on {host} port {port} of the server ({error}): start "
+                f"badvpn-udpgw there, or choose another way for datagrams"
+            ) from error
+        link.begin(stream)
+        return link
+
+    def _stream_lost(self) -> None:
         log.warning("the stream to udpgw on the server is lost")
-        self._link = None
-        self._lost.set()
-        self.on_change()
+        self._line_lost()
 
 
 class UdpgwSocket:

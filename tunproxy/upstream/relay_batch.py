@@ -1,16 +1,12 @@
-"""What the relays for datagrams share: one write for each turn of the loop, and starting again."""
+"""How the relays for datagrams send: one write for each turn of the loop, and a bound."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Protocol
-
-from ..errors import ServerError
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Awaitable, Callable
 
     from .base import Buffer
 
@@ -19,13 +15,6 @@ MAX_BACKLOG = 512 * 1024
 
 MAX_PAYLOAD = 65507
 """Of a datagram over IPv4 (RFC 768, RFC 791)."""
-
-RESTART_FIRST_S = 1.0
-RESTART_MOST_S = 60.0
-STABLE_AFTER_S = 15.0
-"""What was up so long has not failed: the next loss starts from the first delay."""
-
-log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
@@ -84,27 +73,3 @@ class Batch:
         if self._octets:
             octets, self._octets = self._octets, bytearray()
             self._writer.write(memoryview(octets))
-
-
-async def keep_running(
-    what: str, start: Callable[[], Awaitable[None]], lost: asyncio.Event
-) -> None:
-    """Call ``start`` whenever ``lost`` is set, until cancelled.
-
-    ``start`` clears it, or raises ServerError. The delay before it is called again grows while it
-    fails, or what it has started is soon lost.
-    """
-    loop = asyncio.get_running_loop()
-    attempt = 0
-    while True:
-        began = loop.time()
-        await lost.wait()
-        if loop.time() - began >= STABLE_AFTER_S:
-            attempt = 0
-        if attempt:
-            await asyncio.sleep(min(RESTART_MOST_S, RESTART_FIRST_S * (1 << min(attempt - 1, 8))))
-        attempt += 1
-        try:
-            await start()
-        except ServerError as error:
-            log.log(logging.WARNING if attempt == 1 else logging.DEBUG, "no %s: %s", what, error)
