@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.aio import run
 from tests.helpers.engine_dialogue import REAL4, REAL6, Dialogue
-from tests.helpers.fake_upstream import FakeDatagramWay, FakeEcho, FakeRelaySocket
+from tests.helpers.fake_upstream import FakeDatagramWay, FakeRelaySocket
 from tests.helpers.relaying import FakeWays
 from tests.helpers.tun_namespace import ip, network_namespace
 from tunproxy.app.driver import Driver
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from tunproxy.app.relay import Ways
+    from tunproxy.upstream.base import EchoRequest
 
     Test = Callable[["Machine"], Coroutine[None, None, None]]
 
@@ -255,9 +256,8 @@ def test_who_is_not_there_does_not_answer(tun: Tun, family: int, version: int) -
 def test_ping_shows_what_routers_say(tun: Tun, family: int, version: int) -> None:
     router = "192.0.2.1" if version == 4 else "2001:db8:5::1"
 
-    def out_of_hops(echo: FakeEcho) -> None:
+    def out_of_hops(echo: EchoRequest) -> None:
         assert echo.hop_limit == 3
-        assert echo.on_error is not None
         echo.on_error(DatagramError.HOP_LIMIT, router)
 
     async def test(machine: Machine) -> None:

@@ -8,6 +8,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from tests.helpers.aio import both_loops, turns, until
+from tests.helpers.datagram_box import EchoBox
 from tests.helpers.fake_ways import UDP, FakeWay
 from tunproxy.app.datagramways import NONE, DatagramWays
 
@@ -168,8 +169,9 @@ async def test_a_better_one_takes_over_with_a_new_connection() -> None:
         assert (new.handler, new.sent) == (handler, [("192.0.2.1", 53, b"after", True)])
         assert (old.closed, new.closed) == (True, False)
         assert agent.versions == [6]
-        ways.way.echo("192.0.2.1", b"?", lambda payload: None, hop_limit=3)
-        assert [echo.hop_limit for echo in agent.echoes] == [3]
+        request = EchoBox().request("192.0.2.1")
+        ways.way.echo(request)
+        assert agent.echoes == [request]
         for each in (socket, unused):
             each.close()
             each.send("192.0.2.1", 53, b"too late")

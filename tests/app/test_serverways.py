@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from tests.helpers.aio import both_loops, turns, until
-from tests.helpers.datagram_box import Box
+from tests.helpers.datagram_box import Box, EchoBox
 from tests.helpers.fake_ways import UDP, FakeWay
 from tunproxy.app import serverways
 from tunproxy.app.control import ServerDatagrams
@@ -94,8 +94,8 @@ async def test_what_is_sent_waits_for_the_way(setup: Setup) -> None:
     buffer = bytearray(b"a")
     sock.send(*TARGET, memoryview(buffer), whole=True)
     buffer[:] = b"?"
-    replies: list[bytes] = []
-    setup.ways.echo("192.0.2.1", b"ping", replies.append, version=4, hop_limit=3)
+    request = EchoBox().request("192.0.2.1", b"ping", version=4)
+    setup.ways.echo(request)
     closed = setup.ways.open(setup.handler, version=4)
     closed.send(*TARGET, b"never")
     closed.close()
@@ -108,8 +108,7 @@ async def test_what_is_sent_waits_for_the_way(setup: Setup) -> None:
     (inner,) = setup.way.sockets
     assert inner.sent == [(*TARGET, b"a", True), (*TARGET, b"b", False)]
     assert setup.way.versions == [6]
-    (echo,) = setup.way.echoes
-    assert (echo.host, echo.payload, echo.version, echo.hop_limit) == ("192.0.2.1", b"ping", 4, 3)
+    assert setup.way.echoes == [request]
     assert setup.told == [UDP]
     assert setup.udp() == ("agent", "")
     sock.close()
@@ -123,7 +122,7 @@ async def test_without_a_way_who_has_waited_is_told(setup: Setup) -> None:
     setup.login.is_logged_in = True
     sock = setup.ways.open(setup.handler, version=4)
     sock.send(*TARGET, b"a")
-    setup.ways.echo("192.0.2.1", b"ping", lambda payload: None)
+    setup.ways.echo(EchoBox().request("192.0.2.1", b"ping"))
     await until(lambda: setup.told, "the end of all hope")
     assert setup.told == [frozenset()]
     assert setup.handler.errors == [REFUSED]

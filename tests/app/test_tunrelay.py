@@ -10,7 +10,7 @@ import logging
 import pytest
 
 from tests.helpers.aio import both_loops, turns, until
-from tests.helpers.datagram_box import Box
+from tests.helpers.datagram_box import Box, EchoBox
 from tests.helpers.fake_tunnel import FakeTunnel
 from tests.helpers.icmp_messages import echo_reply, message
 from tests.helpers.packets import ICMP, TCP, UDP, V4, V6, Ends, ip4, packet, read, tcp, udp
@@ -270,8 +270,8 @@ async def test_fragments_are_put_together() -> None:
 async def test_echoes() -> None:
     setup = await Setup().start()
     for ends in BOTH:
-        replies: list[bytes] = []
-        setup.relay.echo(HOSTS[ends.version], b"ping", replies.append, version=ends.version)
+        box = EchoBox()
+        setup.relay.echo(box.request(HOSTS[ends.version], b"ping", version=ends.version))
         sent = setup.sent[-1]
         ident, seq = (int.from_bytes(sent[-8 + at : -6 + at], "big") for at in (0, 2))
         good = echo_reply(BACK[ends.version], ident, seq, b"ping")
@@ -281,45 +281,32 @@ async def test_echoes() -> None:
             echo_reply(BACK[ends.version]._replace(src=ends.dst[:-1] + b"x"), ident, seq, b"ping"),
         ):
             setup.say(octets)
-        assert replies == []
+        assert box.replies == []
         setup.say(good)
         setup.say(good)
-        assert replies == [b"ping"]
+        assert box.replies == [b"ping"]
     assert setup.relay.counters == {"tun_echo_stray": 8}
 
 
 @both_loops
 async def test_echoes_that_fail() -> None:
     setup = await Setup().start()
-    errors: list[tuple[DatagramError, str | None]] = []
-
-    def failed(kind: DatagramError, by: str | None) -> None:
-        errors.append((kind, by))
-
-    def ping(host: str, version: int = 0, hop_limit: int = 64) -> None:
-        setup.relay.echo(host, b"x", _never, failed, version=version, hop_limit=hop_limit)
-
-    ping(HOSTS[4], hop_limit=1)
+    box = EchoBox()
+    setup.relay.echo(box.request(HOSTS[4], hop_limit=1))
     assert read(setup.sent[-1]).ttl == 1
     router = BACK[4]._replace(src=b"\xc0\x00\x02\x63")
     setup.say(message(router, 11, 0, 0, setup.sent[-1]))
-    assert errors == [(DatagramError.HOP_LIMIT, "192.0.2.99")]
-    ping(HOSTS[4])
-    setup.relay.echo(HOSTS[4], b"x", _never)
+    assert box.errors == [(DatagramError.HOP_LIMIT, "192.0.2.99")]
+    setup.relay.echo(box.request(HOSTS[4]))
     setup.say(message(router, 3, 1, 0, setup.sent[-1]))
-    setup.say(message(router, 3, 1, 0, setup.sent[-2]))
-    assert errors[1:] == [(DatagramError.HOST_UNREACHABLE, "192.0.2.99")]
-    ping("no.example")
-    ping("four.example", version=6)
-    ping("224.0.0.1")
-    setup.relay.echo("no.example", b"x", _never)
-    await until(lambda: len(errors) == 5, "the names")
-    assert errors[2:] == [(DatagramError.HOST_UNREACHABLE, None)] * 3
-    assert len(setup.sent) == 3
-
-
-def _never(payload: bytes) -> None:
-    raise AssertionError("nobody has answered")
+    assert box.errors[1:] == [(DatagramError.HOST_UNREACHABLE, "192.0.2.99")]
+    setup.relay.echo(box.request("no.example"))
+    setup.relay.echo(box.request("four.example", version=6))
+    setup.relay.echo(box.request("224.0.0.1"))
+    await until(lambda: len(box.errors) == 5, "the names")
+    assert box.errors[2:] == [(DatagramError.HOST_UNREACHABLE, None)] * 3
+    assert len(setup.sent) == 2
+    assert box.replies == []
 
 
 @both_loops
@@ -339,12 +326,12 @@ async def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     sockets[1].send(HOSTS[4], 53, b"x")
     setup.answer(V4, b"y", setup.port())
     assert len(boxes[1].received) == 1
-    replies: list[bytes] = []
+    box = EchoBox()
     for _ in range(3):
-        setup.relay.echo(HOSTS[4], b"", replies.append)
+        setup.relay.echo(box.request(HOSTS[4], b""))
     for sent in setup.sent[-3:]:
         setup.say(echo_reply(BACK[4], *_echo_numbers(sent), b""))
-    assert len(replies) == 2
+    assert len(box.replies) == 2
     for port in range(53, 56):
         sockets[1].send("four.example", port, b"x")
     await turns(3)
@@ -411,7 +398,7 @@ async def test_lost_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
     setup.links.handler.tunnel_lost()
     assert setup.relay.features == frozenset()
     sock.send(HOSTS[4], 53, b"never")
-    setup.relay.echo(HOSTS[4], b"never", _never)
+    setup.relay.echo(EchoBox().request(HOSTS[4], b"never"))
     await turns(3)
     setup.links.error = None
     await until(lambda: setup.relay.is_up, "another link")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tests.helpers.aio import until
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tunproxy.upstream.base import (
         Buffer,
-        DatagramError,
+        EchoRequest,
         Opener,
         RelayHandler,
         StreamHandler,
@@ -163,17 +163,6 @@ class FakeRelaySocket:
         self.closed = True
 
 
-class FakeEcho(NamedTuple):
-    """One echo request; answer it by calling back."""
-
-    host: str
-    payload: bytes
-    on_reply: Callable[[bytes], None]
-    on_error: Callable[[DatagramError, str | None], None] | None
-    version: int
-    hop_limit: int
-
-
 class FakeDatagramWay:
     """A :class:`tunproxy.upstream.base.Relay` that remembers what it was asked for.
 
@@ -186,9 +175,9 @@ class FakeDatagramWay:
         self.features = frozenset({"udp4", "udp6", "ping4", "ping6"})
         self.sockets: list[FakeRelaySocket] = []
         self.versions: list[int] = []
-        self.echoes: list[FakeEcho] = []
+        self.echoes: list[EchoRequest] = []
         self.make_socket: Callable[[RelayHandler], FakeRelaySocket] = FakeRelaySocket
-        self.on_echo: Callable[[FakeEcho], None] = lambda echo: None
+        self.on_echo: Callable[[EchoRequest], None] = lambda echo: None
 
     async def opened(self, count: int) -> list[FakeRelaySocket]:
         """Wait until ``count`` sockets have sent something."""
@@ -202,15 +191,6 @@ class FakeDatagramWay:
         self.sockets.append(self.make_socket(handler))
         return self.sockets[-1]
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: Callable[[bytes], None],
-        on_error: Callable[[DatagramError, str | None], None] | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
-        self.echoes.append(FakeEcho(host, payload, on_reply, on_error, version, hop_limit))
-        self.on_echo(self.echoes[-1])
+    def echo(self, request: EchoRequest) -> None:
+        self.echoes.append(request)
+        self.on_echo(request)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.aio import both_loops, until
-from tests.helpers.datagram_box import Box
+from tests.helpers.datagram_box import Box, EchoBox
 from tests.helpers.exits import settings, through_exit, upstream_through
 from tunproxy.upstream import agent_session
 from tunproxy.upstream.agent import Agent, AgentUnavailable
@@ -153,14 +153,15 @@ async def test_errors_come_back(sshd: Sshd) -> None:
 async def test_echoes(sshd: Sshd) -> None:
     async with started(sshd) as agent:
         assert {"ping4", "ping6"} <= agent.features
-        answers: list[object] = []
-        agent.echo("127.0.0.1", b"four", answers.append, version=4)
-        await until(lambda: len(answers) == 1, "an answer")
-        agent.echo("::1", b"six", answers.append, version=6)
-        await until(lambda: len(answers) == 2, "an answer")
-        agent.echo("no-name.invalid", b"", answers.append, lambda *error: answers.append(error))
-        await until(lambda: len(answers) == 3, "an answer")
-        assert answers == [b"four", b"six", (DatagramError.HOST_UNREACHABLE, None)]
+        box = EchoBox()
+        agent.echo(box.request("127.0.0.1", b"four", version=4))
+        await box.wait(1)
+        agent.echo(box.request("::1", b"six", version=6))
+        await box.wait(2)
+        agent.echo(box.request("no-name.invalid", b""))
+        await box.wait(3)
+        assert box.replies == [b"four", b"six"]
+        assert box.errors == [(DatagramError.HOST_UNREACHABLE, None)]
 
 
 @both_loops

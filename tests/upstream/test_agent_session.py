@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.aio import both_loops
-from tests.helpers.datagram_box import Box
+from tests.helpers.datagram_box import Box, EchoBox
 from tunproxy.errors import ServerError
 from tunproxy.upstream import agent_frames as wire
 from tunproxy.upstream import agent_session
@@ -222,16 +222,16 @@ async def test_frames_that_make_no_sense() -> None:
 @both_loops
 async def test_echoes_that_nobody_answers_are_bounded() -> None:
     async with faked() as (agent, pipe):
-        answers: list[bytes] = []
+        box = EchoBox()
         for _ in range(agent_session.MAX_ECHOES + 1):
-            agent.echo("192.0.2.1", b"x", answers.append)
+            agent.echo(box.request("192.0.2.1"))
         await asyncio.sleep(0)
         echoes = [body for kind, body in pipe.frames() if kind == wire.ECHO]
         assert agent.counters == {"agent_echo_unanswered": 1}
         pipe.say((wire.ECHO_REPLY, echoes[0][:4] + b"old"))
         pipe.say((wire.ECHO_REPLY, echoes[1][:4] + b"new"))
         pipe.say((wire.ECHO_REPLY, echoes[1][:4] + b"twice"))
-        assert answers == [b"new"]
+        assert box.replies == [b"new"]
 
 
 @both_loops

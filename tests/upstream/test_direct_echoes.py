@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.helpers.aio import both_loops, turns, until
+from tests.helpers.datagram_box import EchoBox
 from tests.helpers.direct import GONE, NOWHERE, TARGET, let_ping, place, setup
 from tunproxy.upstream import direct_echoes
 from tunproxy.upstream.base import DatagramError
@@ -30,28 +31,15 @@ def kind(request: pytest.FixtureRequest) -> Iterator[int]:
         yield socket.SOCK_RAW if request.param == "1 0" else socket.SOCK_DGRAM
 
 
-class Answers:
-    """What has become of echo requests."""
+class Answers(EchoBox):
+    """What has become of echo requests that go out here."""
 
     def __init__(self, made: Setup) -> None:
+        super().__init__()
         self.direct = made.direct
-        self.replies: list[bytes] = []
-        self.errors: list[tuple[DatagramError, str | None]] = []
 
     def ask(self, host: str, payload: bytes = b"x", version: int = 0, hop_limit: int = 64) -> None:
-        self.direct.echo(
-            host,
-            payload,
-            self.replies.append,
-            lambda kind, by: self.errors.append((kind, by)),
-            version=version,
-            hop_limit=hop_limit,
-        )
-
-    async def wait(self, count: int = 1) -> None:
-        await until(
-            lambda: len(self.replies) + len(self.errors) >= count, f"{count} answers or errors"
-        )
+        self.direct.echo(self.request(host, payload, version=version, hop_limit=hop_limit))
 
 
 @VERSIONS

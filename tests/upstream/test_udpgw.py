@@ -263,7 +263,7 @@ async def test_bounds_of_one_turn() -> None:
         sock.send("192.0.2.1", 9, bytes(65_508))
         assert relay.counters == {"udpgw_full": 12, "udpgw_too_long": 1}
         await daemon.wait(8)
-        relay.echo("192.0.2.1", b"x", lambda payload: None)
+        relay.echo(datagram_box.EchoBox().request("192.0.2.1"))
         assert relay.counters["udpgw_no_echo"] == 1
 
 

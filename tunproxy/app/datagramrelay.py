@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..errors import Refusal
 from ..flow.rules import Action
-from ..upstream.base import DatagramError
+from ..upstream.base import DatagramError, EchoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,14 +93,15 @@ class DatagramRelay:
                 engine.echo_failed(echo, refusal, by, now)
             wake()
 
-        way.echo(
-            event.host,
-            bytes(event.payload),
-            replied,
-            failed,
+        request = EchoRequest(
+            host=event.host,
             version=event.version,
             hop_limit=event.hop_limit,
+            payload=bytes(event.payload),
+            on_reply=replied,
+            on_error=failed,
         )
+        way.echo(request)
 
     def close(self, flow: int) -> None:
         """The engine has forgotten ``flow``."""

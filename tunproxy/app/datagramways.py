@@ -22,7 +22,7 @@ from ..upstream.base import Relay
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..upstream.base import Buffer, DatagramError, RelayHandler, RelaySocket
+    from ..upstream.base import Buffer, EchoRequest, RelayHandler, RelaySocket
 
 NONE = "reject"
 """What stands in the place of a way's name when there is none."""
@@ -146,21 +146,10 @@ class DatagramWays:
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
         return _Socket(self, handler, version)
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: Callable[[bytes], None],
-        on_error: Callable[[DatagramError, str | None], None] | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
+    def echo(self, request: EchoRequest) -> None:
         """See :meth:`tunproxy.upstream.base.Relay.echo`."""
         if self.current is not None:
-            self.current.echo(
-                host, payload, on_reply, on_error, version=version, hop_limit=hop_limit
-            )
+            self.current.echo(request)
 
     # Looking for one
 

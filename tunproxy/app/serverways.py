@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ..config import Config
-    from ..upstream.base import Buffer, Relay, RelayHandler, RelaySocket
+    from ..upstream.base import Buffer, EchoRequest, Relay, RelayHandler, RelaySocket
     from .datagramways import Way
     from .servers import LazyServer
     from .tasks import TaskSet
@@ -174,25 +174,14 @@ class LazyWays:
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
         return _Socket(self, handler, self._ways.open(handler, version=version))
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: Callable[[bytes], None],
-        on_error: Callable[[DatagramError, str | None], None] | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
+    def echo(self, request: EchoRequest) -> None:
         """See :meth:`tunproxy.upstream.base.Relay.echo`."""
 
         def go_on(is_there: bool) -> None:
             if is_there:
-                self._ways.echo(
-                    host, payload, on_reply, on_error, version=version, hop_limit=hop_limit
-                )
+                self._ways.echo(request)
 
-        self.when_known(len(payload), go_on)
+        self.when_known(len(request.payload), go_on)
 
     def when_known(self, size: int, go_on: Callable[[bool], None]) -> None:
         """Call ``go_on`` with whether there is a way, at once or later; never if too much waits.

@@ -16,6 +16,7 @@ their turn to be answered; fragments and what waits for the tunnel are bounded w
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ipaddress
 import logging
 import secrets
@@ -34,9 +35,7 @@ from ..wire.icmp_host import Failed, Reply, Trouble
 from .rawsender import RawSender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ..upstream.base import Buffer, PacketHandler, RelayHandler
+    from ..upstream.base import Buffer, EchoRequest, PacketHandler, RelayHandler
     from ..upstream.relay_names import Resolve
     from ..wire.ip import Packet
     from .rawlink import Link
@@ -89,30 +88,22 @@ class TunRelay(RestartedRelay["_Line"]):
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
         return TunSocket(self, handler, version)
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: Callable[[bytes], None],
-        on_error: Callable[[DatagramError, str | None], None] | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
+    def echo(self, request: EchoRequest) -> None:
         """See :meth:`tunproxy.upstream.base.Relay.echo`."""
-        line = self._line_for(payload)
+        line = self._line_for(request.payload)
         if line is None:
             return
+        version = request.version
 
         def found(address: bytes | None) -> None:
             if self._line is not line:
                 self.counters["tun_down"] += 1
-            elif address is not None and line.sender.reaches(address) and _is(address, version):
-                line.send_echo(_Echo(address, on_reply, on_error), payload, hop_limit)
-            elif on_error is not None:
-                self._loop.call_soon(on_error, DatagramError.HOST_UNREACHABLE, None)
+            elif address is None or not (line.sender.reaches(address) and _is(address, version)):
+                self._loop.call_soon(request.on_error, DatagramError.HOST_UNREACHABLE, None)
+            else:
+                line.send_echo(address, request)
 
-        self._names.find(host, len(payload), found, version=version)
+        self._names.find(request.host, len(request.payload), found, version=version)
 
     def close(self) -> None:
         """Have the server's end undone as well."""
@@ -245,8 +236,8 @@ class _Echo(NamedTuple):
     """An echo request that waits for its answer."""
 
     dst: bytes
-    on_reply: Callable[[bytes], None]
-    on_error: Callable[[DatagramError, str | None], None] | None
+    request: EchoRequest
+    """Without its payload."""
 
 
 class _Line:
@@ -274,13 +265,15 @@ class _Line:
         """End it; nobody is told."""
         self.sender.close()
 
-    def send_echo(self, echo: _Echo, payload: bytes, hop_limit: int) -> None:
+    def send_echo(self, dst: bytes, request: EchoRequest) -> None:
+        """``dst`` is the address of its host."""
         if len(self._echoes) >= MAX_ECHOES:
             self._echoes.popitem(last=False)
             self._counters["tun_echo_unanswered"] += 1
         self._last_seq = self._last_seq + 1 & 0xFFFF
-        self._echoes[self._last_seq] = echo
-        self.sender.send_echo(echo.dst, self._ident, self._last_seq, payload, hop_limit=hop_limit)
+        self._echoes[self._last_seq] = _Echo(dst, dataclasses.replace(request, payload=b""))
+        payload, hop_limit = request.payload, request.hop_limit
+        self.sender.send_echo(dst, self._ident, self._last_seq, payload, hop_limit=hop_limit)
 
     # PacketHandler
 
@@ -330,7 +323,7 @@ class _Line:
             self._counters["tun_icmp"] += 1
         elif isinstance(message, Reply):
             echo = self._waiting(message.ident, message.seq, packet.src)
-            echo.on_reply(bytes(message.payload))
+            echo.request.on_reply(bytes(message.payload))
         elif message.src != packet.dst:
             raise WireError("icmp_quote")
         elif message.protocol == ip.UDP:
@@ -350,8 +343,7 @@ class _Line:
     def _echo_failed(self, failed: Failed, by: bytes) -> None:
         echo = self._waiting(*failed.numbers, failed.dst)
         self._learn(failed)
-        if echo.on_error is not None:
-            echo.on_error(_KINDS[failed.trouble], _text(by))
+        echo.request.on_error(_KINDS[failed.trouble], _text(by))
 
     def _learn(self, failed: Failed) -> None:
         if failed.mtu:

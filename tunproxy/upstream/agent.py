@@ -16,8 +16,8 @@ from .agent_session import Session
 from .relay_restart import RestartedRelay
 
 if TYPE_CHECKING:
-    from .agent_session import OnError, OnReply, StartPipe
-    from .base import Buffer, RelayHandler
+    from .agent_session import StartPipe
+    from .base import Buffer, EchoRequest, RelayHandler
 
 REPORT_TIMEOUT_S = 10.0
 
@@ -40,20 +40,11 @@ class Agent(RestartedRelay[Session]):
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
         return AgentSocket(self, handler, version)
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: OnReply,
-        on_error: OnError | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
+    def echo(self, request: EchoRequest) -> None:
         """See :meth:`tunproxy.upstream.base.Relay.echo`."""
         session = self.line()
         if session is not None:
-            session.echo(host, payload, on_reply, on_error, version, hop_limit)
+            session.echo(request)
 
     async def report(self) -> dict[str, int]:
         """The counters of the far half, as they are; empty when it does not answer."""

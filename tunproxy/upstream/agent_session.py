@@ -23,6 +23,7 @@ bounds what waits on its side (see there); its counters are in :attr:`Agent.remo
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ipaddress
 import json
 import logging
@@ -42,11 +43,9 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from .agent import AgentSocket
-    from .base import Buffer, Pipe, PipeHandler
+    from .base import Buffer, EchoRequest, Pipe, PipeHandler
 
     StartPipe: TypeAlias = Callable[[str, PipeHandler], Awaitable[Pipe]]
-    OnReply: TypeAlias = Callable[[bytes], None]
-    OnError: TypeAlias = Callable[[DatagramError, str | None], None]
 
 GREETING = b"TUNPROXY-AGENT 1 "
 MAX_NOISE = 64 * 1024
@@ -98,7 +97,8 @@ class Session:
         self._sources: dict[int, AgentSocket] = {}
         self._targets: OrderedDict[tuple[str, int], int] = OrderedDict()
         self._by_number: dict[int, tuple[str, int]] = {}
-        self._echoes: OrderedDict[int, tuple[OnReply, OnError | None]] = OrderedDict()
+        self._echoes: OrderedDict[int, EchoRequest] = OrderedDict()
+        """Without their payloads."""
 
     async def start(self, start_pipe: StartPipe) -> None:
         """Run the program and wait for its greeting.
@@ -150,24 +150,18 @@ class Session:
         kind = frames.DATA_WHOLE if whole else frames.DATA
         self.batch.add(frames.DATAGRAM.pack(len(payload) + 9, kind, number, target), payload)
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: OnReply,
-        on_error: OnError | None,
-        version: int,
-        hop_limit: int,
-    ) -> None:
+    def echo(self, request: EchoRequest) -> None:
+        payload = request.payload
         if not self.batch.takes(len(payload)):
             return
-        target = self._target(host, 0)
+        target = self._target(request.host, 0)
         if len(self._echoes) >= MAX_ECHOES:
             self._echoes.popitem(last=False)
             self._counters["agent_echo_unanswered"] += 1
         number = self._new_number()
-        self._echoes[number] = on_reply, on_error
+        self._echoes[number] = dataclasses.replace(request, payload=b"")
         length = _ECHO.size - 4 + len(payload)
+        hop_limit, version = request.hop_limit, request.version
         head = _ECHO.pack(length, frames.ECHO, number, target, hop_limit, version)
         self.batch.add(head, payload)
 
@@ -283,12 +277,12 @@ class Session:
         elif kind == frames.ECHO_REPLY:
             echo = self._echoes.pop(_NUMBER.unpack_from(body)[0], None)
             if echo is not None:
-                echo[0](body[_NUMBER.size :])
+                echo.on_reply(body[_NUMBER.size :])
         elif kind == frames.ECHO_ERROR:
             number, error, _, packed = _ECHO_ERROR.unpack(body)
             echo = self._echoes.pop(number, None)
-            if echo is not None and echo[1] is not None:
-                echo[1](KINDS[error], literal(packed) if any(packed) else None)
+            if echo is not None:
+                echo.on_error(KINDS[error], literal(packed) if any(packed) else None)
         elif kind == frames.COUNTERS:
             self.remote_counters.update(json.loads(body))
             self._end_reports()

@@ -7,6 +7,7 @@ answers by callbacks; neither side ever awaits the other on the data path.
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -180,6 +181,23 @@ class DatagramError(enum.Enum):
     HOP_LIMIT = "hop limit exceeded"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EchoRequest:
+    """An ICMP echo request (RFC 792, RFC 4443 4.1) to send, and who hears of it. Where nobody
+    answers, neither callback is called."""
+
+    host: str
+    """A name or a literal address."""
+    version: int
+    """Of IP, that the address of a name has to be of; 0: any."""
+    hop_limit: int
+    payload: bytes
+    on_reply: Callable[[bytes], None]
+    """Gets the payload of the answer."""
+    on_error: Callable[[DatagramError, str | None], None]
+    """Gets the error and the literal address that reports it; ``None``: it is not known."""
+
+
 class RelayHandler(Protocol):
     """Who is told what comes to a socket on the server. None of these may raise.
 
@@ -220,18 +238,5 @@ class Relay(Protocol):
         Of the addresses of a name it takes one of the IP ``version`` if there is any; 0: the first.
         """
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: Callable[[bytes], None],
-        on_error: Callable[[DatagramError, str | None], None] | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
-        """Send an ICMP echo request. ``on_reply`` gets the answer's payload, ``on_error`` the error
-        and the address that reports it; where nobody answers, neither is called.
-
-        ``version`` is the one of IP, 0: any.
-        """
+    def echo(self, request: EchoRequest) -> None:
+        """Send ``request``."""

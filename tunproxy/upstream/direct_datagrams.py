@@ -13,6 +13,7 @@ a socket remembers so many targets. What the kernel has no room for is dropped, 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import socket
 from collections import Counter, OrderedDict, deque
@@ -21,14 +22,15 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from . import agent_kernel as kernel
 from .agent_frames import HOST_UNREACHABLE, NOBODY
 from .agent_session import KINDS
-from .direct_echoes import DirectEchoes, Request
+from .base import DatagramError
+from .direct_echoes import DirectEchoes
 from .relay_names import Names, packed
 from .socketwatch import SocketWatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .base import Buffer, DatagramError, RelayHandler
+    from .base import Buffer, EchoRequest, RelayHandler
     from .dial import MakeSocket
     from .direct import Resolver
 
@@ -81,28 +83,18 @@ class DirectDatagrams:
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
         return DirectSocket(self, handler, version)
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: Callable[[bytes], None],
-        on_error: Callable[[DatagramError, str | None], None] | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
+    def echo(self, request: EchoRequest) -> None:
         """See :meth:`tunproxy.upstream.base.Relay.echo`."""
 
         def found(address: bytes | None) -> None:
             known = 0 if address is None else 4 if len(address) == 4 else 6
-            if address is None or version not in (0, known):
-                nowhere = Request("", b"", 0, on_reply, on_error)
-                self.loop.call_soon(nowhere.fail, HOST_UNREACHABLE, NOBODY)
+            if address is None or request.version not in (0, known):
+                self.loop.call_soon(request.on_error, DatagramError.HOST_UNREACHABLE, None)
                 return
             text = socket.inet_ntop(_FAMILY[known], address)
-            self._echoes[known].send(Request(text, payload, hop_limit, on_reply, on_error))
+            self._echoes[known].send(dataclasses.replace(request, host=text))
 
-        self.names.find(host, len(payload), found, version=version)
+        self.names.find(request.host, len(request.payload), found, version=request.version)
 
     def close(self) -> None:
         """Close what all have in common; the sockets that are open are closed by who has them."""

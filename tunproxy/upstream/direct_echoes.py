@@ -9,21 +9,23 @@ share one, and are told apart by their sequence numbers.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 import socket
 import struct
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from . import agent_kernel as kernel
 from .agent_frames import HOST_UNREACHABLE, NOBODY
 from .agent_session import KINDS, literal
+from .base import DatagramError
 
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Awaitable, Callable
 
-    from .base import DatagramError
+    from .base import EchoRequest
     from .socketwatch import SocketWatch
 
 MAX_PENDING = 1024
@@ -35,21 +37,6 @@ BATCH = 64
 _ECHO = struct.Struct(">BBHHH")
 """Type, code, checksum, identifier, sequence number."""
 _MAX_MESSAGE = 65535
-
-
-class Request(NamedTuple):
-    """An echo request, and who wants to know what becomes of it."""
-
-    address: str
-    payload: bytes
-    hop_limit: int
-    on_reply: Callable[[bytes], None]
-    on_error: Callable[[DatagramError, str | None], None] | None
-
-    def fail(self, kind: int, by: bytes) -> None:
-        """The network has reported an error of this kind; ``by`` whom, in 16 octets."""
-        if self.on_error is not None:
-            self.on_error(KINDS[kind], None if by == NOBODY else literal(by))
 
 
 class DirectEchoes:
@@ -71,17 +58,18 @@ class DirectEchoes:
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._making: asyncio.Task[None] | None = None
-        self._waiting: deque[Request] = deque()
+        self._waiting: deque[EchoRequest] = deque()
         self._is_raw = False
         self._ident = secrets.randbits(16)
         """Of a raw socket; a ping socket puts its own in its place."""
         self._hop_limit = 0
         self._last_seq = 0
-        self._pending: OrderedDict[int, Request] = OrderedDict()
-        """By sequence number, oldest first: who is not answered makes room in time."""
+        self._pending: OrderedDict[int, EchoRequest] = OrderedDict()
+        """By sequence number, oldest first: who is not answered makes room in time. Without their
+        payloads."""
 
-    def send(self, request: Request) -> None:
-        """Send ``request`` once there is a socket."""
+    def send(self, request: EchoRequest) -> None:
+        """Send ``request``, whose host is a literal address, once there is a socket."""
         if self._socket is not None:
             self._send(self._socket, request)
             return
@@ -117,7 +105,7 @@ class DirectEchoes:
             if self._socket is not None:
                 self._send(self._socket, request)
             else:
-                request.fail(HOST_UNREACHABLE, NOBODY)
+                request.on_error(DatagramError.HOST_UNREACHABLE, None)
 
     def _begin(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -130,17 +118,17 @@ class DirectEchoes:
 
     # --- sending --------------------------------------------------------------------------------
 
-    def _send(self, sock: socket.socket, request: Request) -> None:
+    def _send(self, sock: socket.socket, request: EchoRequest) -> None:
         if len(self._pending) >= MAX_PENDING:
             self._pending.popitem(last=False)
             self._counters["direct_echo_evicted"] += 1
         self._last_seq = seq = (self._last_seq + 1) & 0xFFFF
-        self._pending[seq] = request._replace(payload=b"")
+        self._pending[seq] = dataclasses.replace(request, payload=b"")
         if request.hop_limit != self._hop_limit:
             self._set_hop_limit(sock, request.hop_limit)
         packet = self._packet(seq, request.payload)
         try:
-            sock.sendto(packet, (request.address, 0))
+            sock.sendto(packet, (request.host, 0))
             return
         except OSError:
             # The system may have reported an earlier error in place of sending.
@@ -148,13 +136,13 @@ class DirectEchoes:
         if seq not in self._pending:
             return  # that was its own
         try:
-            sock.sendto(packet, (request.address, 0))
+            sock.sendto(packet, (request.host, 0))
         except OSError as error:
             self._counters["direct_echo_failed"] += 1
             del self._pending[seq]
             if error.errno not in kernel.FULL:
                 kind = kernel.BY_ERRNO.get(error.errno or 0, HOST_UNREACHABLE)
-                self._loop.call_soon(request.fail, kind, NOBODY)
+                self._loop.call_soon(request.on_error, KINDS[kind], None)
 
     def _packet(self, seq: int, payload: bytes) -> bytes:
         packet = _ECHO.pack(8 if self._is4 else 128, 0, 0, self._ident, seq) + payload
@@ -193,7 +181,7 @@ class DirectEchoes:
         if kind != (0 if self._is4 else 129) or (self._is_raw and ident != self._ident):
             return
         request = self._pending.get(seq)
-        if request is None or request.address != sender:
+        if request is None or request.host != sender:
             self._counters["direct_echo_stray"] += 1
             return
         del self._pending[seq]
@@ -205,4 +193,5 @@ class DirectEchoes:
                 continue
             _, _, _, ident, seq = _ECHO.unpack_from(quoted)
             if seq in self._pending and (not self._is_raw or ident == self._ident):
-                self._loop.call_soon(self._pending.pop(seq).fail, kind, by)
+                on_error = self._pending.pop(seq).on_error
+                self._loop.call_soon(on_error, KINDS[kind], None if by == NOBODY else literal(by))

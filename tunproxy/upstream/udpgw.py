@@ -31,7 +31,7 @@ from .relay_restart import RestartedRelay
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .base import Buffer, DatagramError, RelayHandler, Stream, Upstream
+    from .base import Buffer, EchoRequest, RelayHandler, Stream, Upstream
     from .relay_names import Resolve
 
 DEFAULT_ADDRESS = ("127.0.0.1", 7300)
@@ -78,16 +78,7 @@ class Udpgw(RestartedRelay["_Link"]):
         """See :meth:`tunproxy.upstream.base.Relay.open`."""
         return UdpgwSocket(self, handler, version)
 
-    def echo(
-        self,
-        host: str,
-        payload: bytes,
-        on_reply: Callable[[bytes], None],
-        on_error: Callable[[DatagramError, str | None], None] | None = None,
-        *,
-        version: int = 0,
-        hop_limit: int = 64,
-    ) -> None:
+    def echo(self, request: EchoRequest) -> None:
         """The daemon has no echoes: nobody answers."""
         self.counters["udpgw_no_echo"] += 1
 
