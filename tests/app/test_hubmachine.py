@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.tun_namespace import network_namespace
 from tunproxy.app.hubmachine import commands, hub_plan, ruleset
 from tunproxy.app.hubsettings import hub_settings
-from tunproxy.app.plan import Sysctl
+from tunproxy.app.sysctls import Sysctl
 from tunproxy.app.undo import undo
 from tunproxy.errors import MachineError
 from tunproxy.linux.netlink import read_sysctl, write_sysctl

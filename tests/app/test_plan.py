@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from tests.helpers.capture import make_plan, make_strict
-from tests.helpers.netns import Namespace, Network
-from tunproxy.app.plan import CapturePlan, Sysctl
+from tests.helpers.netns import Namespace
+from tunproxy.app.plan import CapturePlan
 from tunproxy.config import Capture, Config, Dns, TunDevice
 from tunproxy.errors import ConfigError
 from tunproxy.linux import marks
@@ -64,20 +64,6 @@ def test_from_config_run_captures_its_own_cgroup_only() -> None:
     assert plan.run_cgroup == marks.run_cgroup(network_namespace(), 5)
 
 
-def test_from_config_with_strict_reverse_path_filter_respects_marks(namespace: Namespace) -> None:
-    assert not make_plan().strict
-    make_strict()
-    # The device that is strict by `all` is not lo.
-    assert not make_plan().strict
-    namespace.ip("link", "add", "veth0", "type", "veth", "peer", "veth1")
-    plan = make_plan()
-    assert plan.strict
-    assert plan.sysctls == (Sysctl("ipv4/conf/all/src_valid_mark", "1", "0"),)
-    assert not make_plan(run=True).strict
-    write_sysctl("ipv4/conf/all/rp_filter", "2")
-    assert not make_plan().strict
-
-
 def test_from_config_undoes_what_an_earlier_instance_has_set(namespace: Namespace) -> None:
     namespace.ip("link", "add", "veth0", "type", "veth", "peer", "veth1")
     make_strict()
@@ -100,17 +86,6 @@ def test_contradictions_are_config_errors() -> None:
             make_plan(**options)
     with pytest.raises(ConfigError, match="gateway"):
         make_plan(run=True, gateway=True)
-
-
-def test_gateway_keeps_router_advertisements_and_undoes_forwarding() -> None:
-    with Network():
-        plan = make_plan(gateway=True)
-    changes = {change.path: (change.before, change.value) for change in plan.sysctls}
-    assert changes["ipv4/conf/all/forwarding"] == ("0", "1")
-    assert changes["ipv6/conf/all/forwarding"] == ("0", "1")
-    assert changes["ipv6/conf/up0/accept_ra"] == ("1", "2")
-    paths = list(changes)
-    assert paths.index("ipv6/conf/up0/accept_ra") < paths.index("ipv6/conf/all/forwarding")
 
 
 def test_ends_of_the_fake_range_are_ours() -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from tests.helpers.netns import Namespace
 from tunproxy.app.ipc import LinkTerms
-from tunproxy.app.plan import CapturePlan, Sysctl
+from tunproxy.app.plan import CapturePlan
 from tunproxy.app.ruleset import ruleset
+from tunproxy.app.sysctls import Sysctl
 from tunproxy.linux import nftables
 from tunproxy.linux.tun import Tun
 

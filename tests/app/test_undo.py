@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.capture import isolate
 from tests.helpers.netns import Namespace, snapshot
-from tunproxy.app.plan import CapturePlan, Sysctl
+from tunproxy.app.plan import CapturePlan
+from tunproxy.app.sysctls import Sysctl
 from tunproxy.app.undo import Report, undo
 from tunproxy.errors import MachineError
 from tunproxy.linux import cgroup, marks, nftables, trap

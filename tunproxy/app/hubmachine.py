@@ -19,7 +19,8 @@ from ..linux import marks, nftables
 from ..linux.netlink import Netlink, read_sysctl, sysctl_devices, write_sysctl
 from .ipc import LinkTerms
 from .machine import device_commands
-from .plan import CapturePlan, Sysctl, forwarding_sysctls
+from .plan import CapturePlan
+from .sysctls import Sysctl, forwarding_sysctls
 from .undo import undo
 
 if TYPE_CHECKING:
