@@ -7,11 +7,10 @@ one of the two holds a valid one.
 
 from __future__ import annotations
 
-import importlib.resources
 import ipaddress
 import pathlib
 import tomllib
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,9 +20,6 @@ from .ipnet_codec import Address as Address
 from .ipnet_codec import Interface as Interface
 from .ipnet_codec import Network as Network
 from .ipnet_codec import dec_hook
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 
@@ -306,45 +302,6 @@ def overlay(config: Config, overrides: Overrides) -> Config:
 def replace_servers(config: Config, servers: tuple[Server, ...]) -> Config:
     """Return ``config`` with other servers."""
     return msgspec.structs.replace(config, server=servers)
-
-
-def rule_sources(config: Config) -> list[tuple[str, str]]:
-    """Read the rule files: each one's name, for messages, and its text, in order.
-
-    Raises:
-        ConfigError: one is missing, cannot be read or is not UTF-8.
-    """
-    return list(map(rule_loader(config), config.rules.files))
-
-
-def rule_path(config: Config, name: str) -> pathlib.Path:
-    """Return where the rule list ``name`` is, unless it is a shipped one."""
-    return pathlib.Path(config.rules.directory or ".") / pathlib.Path(name).expanduser()
-
-
-def rule_loader(config: Config) -> Callable[[str], tuple[str, str]]:
-    """Return the function that reads one rule list by the name a config or a RULE-SET gives it.
-
-    It returns and raises what :func:`rule_sources` does for one file.
-    """
-
-    def load_list(name: str) -> tuple[str, str]:
-        path = rule_path(config, name)
-        shipped = importlib.resources.files("tunproxy.rules") / name
-        # A bare name of a list only: "../config.py" must not reach into the package.
-        may_ship = "/" not in name and name.endswith(".list")
-        use_shipped = may_ship and not path.exists() and shipped.is_file()
-        try:
-            return name, (shipped if use_shipped else path).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            hint = "" if "/" in name else " and no list of that name is shipped with tunproxy"
-            raise ConfigError(f"rules.files: {path} does not exist{hint}") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"rules.files: {path} is not UTF-8 text") from None
-        except OSError as error:
-            raise ConfigError(f"rules.files: {path} cannot be read: {_strerror(error)}") from None
-
-    return load_list
 
 
 def _strerror(error: OSError) -> str:

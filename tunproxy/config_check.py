@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import urllib.parse
 from typing import TYPE_CHECKING, TypeAlias
 
+from .config_values import (
+    FILTER,
+    canonical_name,
+    host_addresses,
+    is_address,
+    is_below,
+    is_dns_server,
+    is_domain,
+    is_host,
+    is_network,
+    is_target,
+    split_filter,
+    split_place,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
     from .config import Capture, Config, Dns, Rules, Server, TunDevice, Udp, Vpn
-    from .ipnet_codec import Address
 
 Problem: TypeAlias = tuple[str, str]
 """The field, as ``server[0].port``, and the reason."""
@@ -38,7 +50,7 @@ _EXPECTED = {
     "truthful": 'true, false or "auto"',
     "dns.resolve": '"auto" or "server"',
     "dns.rule.server": "ADDRESS[:PORT], tls://HOST[:PORT][#NAME] or https://HOST[:PORT]/PATH",
-    "pcap_filter": "HOST, HOST:PORT or :PORT, as in [2001:db8::1]:443",
+    "pcap_filter": FILTER,
 }
 """What a field holds, by its name or its whole path, where its type alone does not say it."""
 
@@ -93,109 +105,11 @@ def problems(config: Config) -> Iterator[Problem]:
     yield from _vpn_problems(config.vpn)
 
 
-def split_filter(text: str) -> tuple[str, int | None]:
-    """Return host and port of a ``tun.pcap_filter``.
-
-    The host is an address, a name as it is in DNS in lower case, or empty; the port may be
-    ``None``; one of them is there.
-
-    Raises:
-        ValueError: it is none of ``HOST``, ``HOST:PORT``, ``[v6]:PORT`` and ``:PORT``.
-    """
-    try:
-        host, port = _split_port(text)
-        return _host(host), port
-    except ValueError:
-        raise ValueError(f"expected {_EXPECTED['pcap_filter']}") from None
-
-
-def split_place(text: str) -> tuple[str, int]:
-    """Return address and port of ``ADDR:PORT``, where an IPv6 address stands in brackets.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    host, port = _split_port(text)
-    host = host.removeprefix("[").removesuffix("]")
-    if port is None or "%" in host:
-        raise ValueError(text)
-    return str(ipaddress.ip_address(host)), port
-
-
-def canonical_name(name: str) -> str:
-    """Return a name as it is in DNS, in lower case without trailing dot.
-
-    Raises:
-        ValueError: there can be no such name.
-    """
-    if not name.isascii():
-        name = name.encode("idna").decode("ascii")
-    return name.lower().removesuffix(".")
-
-
-def is_below(name: str, suffix: str) -> bool:
-    """Whether a canonical name is ``suffix`` or a name below it."""
-    return name == suffix or name.endswith(f".{suffix}")
-
-
-def host_addresses(name: str, hosts: Mapping[str, Sequence[str]]) -> tuple[Address, ...]:
-    """Return the addresses of one of ``hosts``, whose names are canonical, through its aliases.
-
-    Raises:
-        ValueError: naming what leads to no address.
-    """
-    found: dict[Address, None] = {}
-    names = [name]
-    for at in names:
-        if at not in hosts:
-            raise ValueError(at)
-        for value in hosts[at]:
-            if _is_address(value):
-                found[ipaddress.ip_address(value)] = None
-            elif (alias := _alias(value)) not in names:
-                names.append(alias)
-    if not found:
-        raise ValueError(name)
-    return tuple(found)
-
-
-def _alias(value: str) -> str:
-    try:
-        return canonical_name(value)
-    except UnicodeError:
-        raise ValueError(value) from None
-
-
-def _split_port(text: str) -> tuple[str, int | None]:
-    if _is_address(text):
-        return text, None
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/@,*]*)(?::([0-9]{1,5}))?", text)
-    if not found or not any(found.groups()):
-        raise ValueError(text)
-    host, digits = found.groups()
-    if digits and not 1 <= int(digits) <= 65535:
-        raise ValueError(text)
-    return host, int(digits) if digits else None
-
-
-def _host(text: str) -> str:
-    """Return an address, or a name as it is in DNS."""
-    if text.startswith("["):
-        return str(ipaddress.IPv6Address(text[1:-1]))
-    # RFC 1123 2.1: what ends in a label of digits is an address, or a mistake in one.
-    if ":" in text or re.search(r"(^|\.)[0-9]+\.?$", text):
-        address = ipaddress.ip_address(text)
-        if "%" in text:
-            raise ValueError(text)  # no packet has a scope
-        return str(address)
-    return text.encode("idna").decode("ascii").lower().removesuffix(".")
-
-
 def _server_problems(servers: tuple[Server, ...]) -> Iterator[Problem]:
     names: set[str] = set()
     for index, server in enumerate(servers):
         here = f"server[{index}]"
-        if not _is_target(server.target):
+        if not is_target(server.target):
             yield f"{here}.target", "expected [user@]host or an alias of ssh_config"
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", server.name):
             yield f"{here}.name", "expected letters, digits and . _ - only, since rules use it"
@@ -208,7 +122,7 @@ def _server_problems(servers: tuple[Server, ...]) -> Iterator[Problem]:
             yield f"{here}.port", f"expected {_EXPECTED['port']}"
         if server.connections != "auto" and not 1 <= server.connections <= 16:
             yield f"{here}.connections", f"expected {_EXPECTED['connections']}"
-        if server.resolver is not None and not _is_address(server.resolver):
+        if server.resolver is not None and not is_address(server.resolver):
             yield f"{here}.resolver", "expected an IP address"
         for option in ("identity", "known_hosts", "ssh_config", "jump"):
             if getattr(server, option) == "":
@@ -237,7 +151,7 @@ def _pcap_problems(config: Config) -> Iterator[Problem]:
         yield "tun.pcap_filter", str(error)
         return
     mode = config.dns.mode or ("remote" if config.capture.include else "fake-ip")
-    if host and not _is_address(host) and mode != "fake-ip":
+    if host and not is_address(host) and mode != "fake-ip":
         yield (
             "tun.pcap_filter",
             f"packets to {host} are known by its fake address only, and with dns.mode"
@@ -268,7 +182,7 @@ def _dns_problems(dns: Dns) -> Iterator[Problem]:
 
 
 def _hosts_problems(dns: Dns) -> Iterator[Problem]:
-    wrong = [name for name in dns.hosts if not _is_domain(name)]
+    wrong = [name for name in dns.hosts if not is_domain(name)]
     for name in wrong:
         yield f"dns.hosts.{name}", "expected a domain name such as nas.lan"
     if wrong:
@@ -293,19 +207,19 @@ def _dns_rule_problems(dns: Dns) -> Iterator[Problem]:
         if not rule.suffix:
             yield f"{here}.suffix", "name at least one domain, such as corp.example"
         for place, suffix in enumerate(rule.suffix):
-            if not _is_domain(suffix):
+            if not is_domain(suffix):
                 yield f"{here}.suffix[{place}]", "expected a domain name such as corp.example"
             elif canonical_name(suffix) in seen:
                 yield f"{here}.suffix[{place}]", f"{suffix} has a resolver already"
             else:
                 seen.add(canonical_name(suffix))
-        if not _is_dns_server(rule.server):
+        if not is_dns_server(rule.server):
             yield f"{here}.server", f"expected {_EXPECTED['dns.rule.server']}"
 
 
 def _split_problems(dns: Dns) -> Iterator[Problem]:
     """What is outside the split is asked elsewhere: to say how we answer it is a mistake."""
-    wrong = [index for index, suffix in enumerate(dns.split) if not _is_domain(suffix)]
+    wrong = [index for index, suffix in enumerate(dns.split) if not is_domain(suffix)]
     for index in wrong:
         yield f"dns.split[{index}]", "expected a domain name such as corp.example"
     if wrong or not dns.split:
@@ -314,13 +228,13 @@ def _split_problems(dns: Dns) -> Iterator[Problem]:
         yield "dns.split", "has no effect, since with dns.mode off no name is asked here"
     suffixes = [canonical_name(suffix) for suffix in dns.split]
     outside = "is not below dns.split, so it is asked elsewhere: add it there, or leave it out"
-    for field, text, is_domain in _names_of_options(dns):
-        if not _is_domain(text):
+    for field, text, has_more in _names_of_options(dns):
+        if not is_domain(text):
             continue  # another check says so
         name = canonical_name(text)
         # A domain above a suffix still concerns the names below that.
         if not any(
-            is_below(name, suffix) or (is_domain and is_below(suffix, name)) for suffix in suffixes
+            is_below(name, suffix) or (has_more and is_below(suffix, name)) for suffix in suffixes
         ):
             yield field, f"{name} {outside}"
 
@@ -383,7 +297,7 @@ def _vpn_problems(vpn: Vpn) -> Iterator[Problem]:
             if not is_host(str(address).partition("/")[0]):
                 yield f"vpn.{name}[{index}]", f"{address} is not the address of one host"
     for index, text in enumerate(vpn.route):
-        if text != "default" and not _is_network(text):
+        if text != "default" and not is_network(text):
             yield f"vpn.route[{index}]", f"expected {_EXPECTED['vpn.route']}"
     if vpn.local:
         ours = {address.version for address in vpn.local}
@@ -397,60 +311,6 @@ def _vpn_problems(vpn: Vpn) -> Iterator[Problem]:
         yield "vpn.mtu", f"expected {_EXPECTED['vpn.mtu']}"
     if vpn.remote_tun is not None and not 0 <= vpn.remote_tun < 0x7FFFFFFF:
         yield "vpn.remote_tun", f"expected {_EXPECTED['vpn.remote_tun']}"
-
-
-def is_host(text: str) -> bool:
-    """Whether ``text`` can be the address of one host on a network, and has no scope."""
-    if "%" in text:
-        return False
-    address = ipaddress.ip_address(text)
-    broadcast = address == ipaddress.IPv4Address("255.255.255.255")
-    return not (address.is_multicast or address.is_unspecified or address.is_loopback or broadcast)
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_target(target: str) -> bool:
-    """``user`` may hold an ``@``; a leading ``-`` is an option that lost its way."""
-    host = target.rpartition("@")[2]
-    return bool(re.fullmatch(r"[^\s\x00-\x1f]+", target)) and bool(host) and target[0] not in "-@"
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_domain(name: str) -> bool:
-    """Whether ``name`` is a domain other than the root, or can be made one."""
-    try:
-        name = canonical_name(name)
-    except UnicodeError:
-        return False
-    return bool(re.fullmatch(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", name)) and len(name) <= 253
-
-
-def _is_dns_server(text: str) -> bool:
-    try:
-        if "://" not in text:
-            host, _ = _split_port(text)
-            return "%" not in host and _is_address(host.strip("[]"))
-        url = urllib.parse.urlsplit(text)
-        port_fits = url.port is None or url.port > 0
-    except ValueError:
-        return False
-    path_fits = bool(url.path) if url.scheme == "https" else url.path == url.query == ""
-    named = bool(url.hostname) and url.username is None and not re.search(r"[\s\x00-\x1f]", text)
-    return url.scheme in ("tls", "https") and named and port_fits and path_fits
 
 
 def lower_first(text: str) -> str:

@@ -24,6 +24,42 @@ def config(directory: pathlib.Path, *lines: str, **options: object) -> Config:
     return Config(rules=msgspec.convert(given, Rules, strict=False))
 
 
+def read_list(directory: pathlib.Path, name: str) -> str:
+    return rulefiles.read_list(Config(rules=Rules(directory=str(directory))), name)
+
+
+def test_list_in_the_directory(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "a.list").write_text("DST-PORT,25,REJECT\n")
+    (tmp_path / "b.list").write_text("MATCH,DIRECT # é\n", encoding="utf-8")
+    assert read_list(tmp_path, "b.list") == "MATCH,DIRECT # é\n"
+    assert read_list(tmp_path, "./a.list") == "DST-PORT,25,REJECT\n"
+
+
+def test_file_wins_over_a_shipped_list(tmp_path: pathlib.Path) -> None:
+    assert read_list(tmp_path, "default.list").startswith("#")
+    (tmp_path / "default.list").write_text("MATCH,DIRECT\n")
+    assert read_list(tmp_path, "default.list") == "MATCH,DIRECT\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.list", "missing.list does not exist and no list of that name is shipped"),
+        ("./default.list", "default.list does not exist$"),
+        ("__init__.py", "does not exist and no list"),
+        ("../config.py", "does not exist$"),
+        ("folder", "cannot be read: is a directory"),
+        ("latin.list", "is not UTF-8"),
+        ("/proc/self/mem", "cannot be read: input/output error"),
+    ],
+)
+def test_list_that_cannot_be_read(tmp_path: pathlib.Path, name: str, message: str) -> None:
+    (tmp_path / "latin.list").write_bytes(b"\xe9")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=message):
+        read_list(tmp_path, name)
+
+
 def test_every_file_counts(tmp_path: pathlib.Path) -> None:
     (tmp_path / "set.list").write_text("DOMAIN,a.example\n")
     (tmp_path / "sub.list").write_text("MATCH,DIRECT\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from ..config_check import split_place
+from ..config_values import split_place
 from ..upstream.agent import Agent
 from ..upstream.base import Upstream
 from ..upstream.lookup import Lookup, LookupFailed

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dpkt
 
-from ..config_check import split_filter
+from ..config_values import split_filter
 from ..errors import ConfigError
 from ..wire import ip, offload, segmentation
 

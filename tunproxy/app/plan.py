@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
-from ..config_check import canonical_name, is_host
+from ..config_values import canonical_name, is_host
 from ..errors import ConfigError, ServerError
 from ..flow.dnspolicy import split_domains
 from ..linux import marks, resolved

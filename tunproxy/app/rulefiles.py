@@ -6,12 +6,14 @@ file that it was made of. Nothing here needs an event loop: ``tunproxy check`` r
 
 from __future__ import annotations
 
+import importlib.resources
 import os
 import pathlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from .. import config as configuration
+from ..config_check import lower_first
+from ..errors import ConfigError
 from ..flow.facts import Need
 from ..flow.rules import ALWAYS_KNOWN, RuleTable
 from .geo import GeoDatabase
@@ -46,13 +48,12 @@ def read(config: Config) -> Edition:
         ConfigError: naming the file, and the line, and what is wrong with it.
     """
     files: dict[pathlib.Path, State] = {}
-    load = configuration.rule_loader(config)
 
     def load_list(name: str) -> tuple[str, str]:
-        path = configuration.rule_path(config, name)
+        path = _path(config, name)
         # Before it is read: what is written meanwhile counts as a change.
         files[path] = state_of(path)
-        return load(name)
+        return name, read_list(config, name)
 
     geoip = _open(config.rules.geoip, "rules.geoip", files)
     asn = _open(config.rules.asn, "rules.asn", files)
@@ -67,6 +68,29 @@ def read(config: Config) -> Edition:
     servers = {server.name for server in config.server}
     table = RuleTable.parse(sources, load_list, servers=servers, known=known)
     return Edition(config, table, geoip, asn, files)
+
+
+def read_list(config: Config, name: str) -> str:
+    """Return the text of the rule list that a config or a RULE-SET calls ``name``.
+
+    Raises:
+        ConfigError: it is missing, cannot be read or is not UTF-8.
+    """
+    path = _path(config, name)
+    shipped = importlib.resources.files("tunproxy.rules") / name
+    # A bare name of a list only: "../config.py" must not reach into the package.
+    may_ship = "/" not in name and name.endswith(".list")
+    use_shipped = may_ship and not path.exists() and shipped.is_file()
+    try:
+        return (shipped if use_shipped else path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = "" if "/" in name else " and no list of that name is shipped with tunproxy"
+        raise ConfigError(f"rules.files: {path} does not exist{hint}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"rules.files: {path} is not UTF-8 text") from None
+    except OSError as error:
+        reason = lower_first(error.strerror or str(error))
+        raise ConfigError(f"rules.files: {path} cannot be read: {reason}") from None
 
 
 def unchanged_until_restart(before: Config, after: Config) -> list[str]:
@@ -88,6 +112,11 @@ def state_of(path: pathlib.Path) -> State:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _path(config: Config, name: str) -> pathlib.Path:
+    """Where the rule list ``name`` is, unless it is a shipped one."""
+    return pathlib.Path(config.rules.directory or ".") / pathlib.Path(name).expanduser()
 
 
 def _open(path: str | None, field: str, files: dict[pathlib.Path, State]) -> GeoDatabase | None:

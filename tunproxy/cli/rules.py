@@ -160,7 +160,7 @@ def describe(found: Explanation) -> Iterator[str]:
 
 def split(text: str, port: int = DEFAULT_PORT) -> tuple[str, int]:
     """Return host and port of ``HOST[:PORT]``; the host as rules have it."""
-    from tunproxy.config_check import canonical_name
+    from tunproxy.config_values import canonical_name
 
     host, colon, digits = text.rpartition(":")
     if not colon or (":" in host and not host.endswith("]")):

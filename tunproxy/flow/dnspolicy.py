@@ -20,7 +20,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..config_check import canonical_name, host_addresses
+from ..config_values import canonical_name, host_addresses
 from .rules import ancestry
 
 if TYPE_CHECKING:
