@@ -381,17 +381,17 @@ async def test_each_way_has_its_resolver(made: World) -> None:
 async def test_other_settings(made: World) -> None:
     names, server = made.names, made.nameserver
     await made.ask("a.test", "MX")
-    assert len(server._cache) == 1
+    assert len(server._learned.cache) == 1
     lookup = names.proxy.lookup
     named = names._named.get("10.0.0.53", direct=False)
     names.reconfigure(config.Dns())
-    assert (names.proxy.lookup, len(server._cache)) == (lookup, 1), "nothing has changed"
+    assert (names.proxy.lookup, len(server._learned.cache)) == (lookup, 1), "nothing has changed"
     assert names._named.get("10.0.0.53", direct=False) is named
     names.reconfigure(config.Dns(resolve="server", truthful=False, cache_size=0))
-    assert (names.proxy.lookup, server.truthful, len(server._cache)) == (None, False, 0)
+    assert (names.proxy.lookup, server.truthful, len(server._learned.cache)) == (None, False, 0)
     assert names._named.get("10.0.0.53", direct=False) is not named
     await made.ask("a.test", "MX")
-    assert len(server._cache) == 0
+    assert len(server._learned.cache) == 0
     names.reconfigure(config.Dns())
     await until(lambda: server.truthful and names.proxy.lookup is not None, "the look around")
     await until(lambda: len(made.tasks) == 0, "the tasks to end")
@@ -444,7 +444,7 @@ def _homeless() -> pathlib.Path:
 @in_world()
 async def test_a_stale_name_is_asked_for_again(made: World) -> None:
     await made.ask("a.test")
-    (entry,) = made.nameserver._sightings._entries.values()
+    (entry,) = made.nameserver._learned.sightings._entries.values()
     entry.fresh_until = 0.001
     entry.fresh_until = asyncio.get_running_loop().time() - 1.0
     found = await made.ask("a.test")

@@ -433,7 +433,7 @@ def test_those_who_join_wait_as_long_as_the_first(truthful: Service) -> None:
     ]
     # One silence is one failure, whoever waited: three in a row mean something.
     assert truthful.dns.nameserver.counters["probe_timeout"] == 1
-    assert not truthful.dns.nameserver._sightings.is_paused(NOW + 1)
+    assert not truthful.dns.nameserver._learned.sightings.is_paused(NOW + 1)
     assert truthful.dns.response(number, answered(PROBED, "192.0.2.1"), NOW + 1) == []
 
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunproxy.errors import ConfigError, WireError
-from tunproxy.flow import dnscache
 from tunproxy.flow.fakeip import FakePools
 from tunproxy.flow.nameserver import Forward, NameServer, Reply
 from tunproxy.flow.rules import Action, RuleTable
@@ -351,29 +350,3 @@ class TestFinish:
         assert (over_udp.header.tc, over_udp.rr) == (1, [])
         assert client.server.finish(forward, long, NOW, stream=True) == long
         assert client.server.counters["truncated"] == 1
-
-
-class TestRemembered:
-    def packed(self, text: str) -> bytes:
-        return ipaddress.ip_address(text).packed
-
-    def answer(self, client: Client, name: str, *addresses: str) -> None:
-        forward = client.forwarded(name)
-        client.server.finish(forward, response(forward, *addresses), NOW, stream=False)
-
-    def test_real_addresses_have_names(self) -> None:
-        client = Client()
-        self.answer(client, "a.Direct.example", "203.0.113.1", "203.0.113.2")
-        assert client.server.remembered_name(self.packed("203.0.113.2")) == "a.direct.example"
-        assert client.server.remembered_name(self.packed("203.0.113.3")) is None
-        self.answer(client, "real.example", "203.0.113.2")
-        assert client.server.remembered_name(self.packed("203.0.113.2")) == "real.example"
-        assert client.server.remembered_name(self.packed("203.0.113.1")) == "a.direct.example"
-
-    def test_least_recently_answered_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(dnscache, "REMEMBERED", 2)
-        client = Client()
-        self.answer(client, "direct.example", "203.0.113.1", "203.0.113.2")
-        self.answer(client, "real.example", "203.0.113.1", "203.0.113.3")
-        names = [client.server.remembered_name(self.packed(f"203.0.113.{n}")) for n in (1, 2, 3)]
-        assert names == ["real.example", None, "real.example"]

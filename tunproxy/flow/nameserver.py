@@ -31,9 +31,7 @@ In *truthful* mode, the server's side is asked before a fake address is given ou
 :mod:`.dnstruth`): a name or type that it denies is denied, with its own words. Where it does not
 answer within 400 ms, or cannot, the fake address is the answer. In ANY's place, A is asked for.
 
-Responses are kept (see :mod:`.dnscache`) as what they became: all that is in the cache may be sent
-to a client. A real answer with an address of the fake ranges is not passed on: a flow to it would
-go to another name.
+What resolvers have said is taken in, and kept, by :mod:`.dnslearned`.
 
 The client's EDNS options, DNSSEC flags and TSIG travel with what is forwarded (RFC 5625). Fake
 answers cannot be signed: a client that insists on DNSSEC does not accept them.
@@ -41,20 +39,20 @@ answers cannot be signed: a client that insists on DNSSEC does not accept them.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import WireError
-from ..wire import dns, svcb
+from ..wire import dns
 from ..wire.dns import Address, Query, Rcode, Type
 from ..wire.dnsrecord import CLASS_IN
-from .dnscache import RealNames, ResponseCache
+from .dnscache import ResponseCache
 from .dnsforward import Forward, Purpose, Reply
+from .dnslearned import Learned
 from .dnsown import VERSIONS, OwnAnswers
 from .dnspolicy import DnsPolicy
-from .dnstruth import Sight, Sightings
+from .dnstruth import Sight
 from .dnsways import Denial, Ways
 from .rules import Action
 
@@ -128,9 +126,8 @@ class NameServer:
         is_faking = mode == "fake-ip"
         self._ways = Ways(rules, policy, is_faking=is_faking)
         self._own = OwnAnswers(pools, self.counters, ttl=ttl, is_faking=is_faking)
-        self._cache = ResponseCache() if cache is None else cache
-        self._sightings = Sightings()
-        self._real_names = RealNames()
+        cache = ResponseCache() if cache is None else cache
+        self._learned = Learned(cache, self.counters, self._own.is_fake)
 
     @classmethod
     def from_config(
@@ -196,9 +193,7 @@ class NameServer:
     def lost_patience(self, forward: Forward, now: float) -> None:
         """Clients have waited long enough for the response, and get what is due without it."""
         self.counters[f"{forward.purpose.value}_timeout"] += 1
-        if forward.purpose is Purpose.PROBE:
-            query = forward.query
-            self._sightings.failed(query.name, query.qtype, now, silent=True)
+        self._learned.failed(forward, now, silent=True)
 
     def conclude(
         self, forward: Forward, learned: bytes | None, query: Query, *, stream: bool
@@ -222,32 +217,13 @@ class NameServer:
         Returns:
             What it means to the client; ``None``: what is due without a response.
         """
-        try:
-            if response is None:
-                raise WireError("response_missing")
-            answer = dns.accept_response(forward.query, response)
-            if forward.purpose is Purpose.PROBE:
-                return self._learn_probe(forward.query, answer, now)
-            if forward.purpose is Purpose.BINDING:
-                answer = svcb.without_hints(forward.query, answer)
-            elif forward.purpose is Purpose.FAKED:
-                answer = dns.without_glue(forward.query, answer)
-            else:
-                self._remember(forward.query, answer)
-            self._cache.put(forward.query, answer, now)
-            return answer
-        except WireError as error:
-            self.counters[error.reason] += 1
-            if forward.purpose is Purpose.PROBE:
-                query = forward.query
-                self._sightings.failed(query.name, query.qtype, now, silent=response is None)
-            return None
+        return self._learned.learn(forward, response, now)
 
     # --- what is known --------------------------------------------------------------------------
 
     def remembered_name(self, packed: bytes) -> str | None:
         """Return the name that was last answered with this real address of 4 or 16 octets."""
-        return self._real_names.name_of(packed)
+        return self._learned.real_names.name_of(packed)
 
     def real_addresses(self, name: str, now: float) -> list[bytes]:
         """Return the addresses that a faked name has on the server's side, IPv6 first.
@@ -258,11 +234,7 @@ class NameServer:
         listed = self._ways.listed.get(name)
         if listed is not None:
             return [address.packed for address in sorted(listed, key=_by_family)]
-        return [
-            address
-            for qtype in (Type.AAAA, Type.A)
-            for address in self._sightings.addresses(name, qtype, now)
-        ]
+        return self._learned.addresses(name, now)
 
     def why(self, name: str) -> str:
         """Say, for people, what decides how ``name`` is answered."""
@@ -272,7 +244,7 @@ class NameServer:
         """Go by what a checked config says of truth and cache; auto: :attr:`truthful` stays."""
         if isinstance(config.truthful, bool):
             self.truthful = config.truthful
-        self._cache.set_limits(
+        self._learned.cache.set_limits(
             config.cache_size, min_ttl_s=config.cache_min_ttl, max_ttl_s=config.cache_max_ttl
         )
 
@@ -292,13 +264,13 @@ class NameServer:
 
         Fake addresses stay: applications hold them.
         """
-        return self._cache.flush() + self._sightings.flush()
+        return self._learned.flush()
 
     def entries(self, now: float) -> Iterator[Entry]:
         """Yield what is answered at once: the fake addresses, and what resolvers have said."""
         for name, address in self._pools.export():
             yield Entry(name, Type.AAAA if ":" in address else Type.A, "fake", address, None)
-        for cached in self._cache.entries(now):
+        for cached in self._learned.cache.entries(now):
             value = f"{cached.records} records"
             if not cached.records:
                 value = "no such name" if cached.rcode == Rcode.NXDOMAIN else "no such record"
@@ -346,18 +318,17 @@ class NameServer:
         query = asked
         if asked.qtype == Type.ANY:
             message, query = dns.with_type(message, asked, Type.A)
-        sight = self._sightings.look(query.name, query.qtype, now)
+        sight = self._learned.sightings.look(query.name, query.qtype, now)
         if sight is Sight.FRESH:
             return self._own.fake(asked)
         probe = Forward(message, Action.PROXY, None, query, asked, Purpose.PROBE, PROBE_PATIENCE_S)
         if sight is Sight.STALE:
             self.counters["refresh"] += 1
             return Reply(self._own.fake(asked), probe)
-        denial = self._cache.get(query, now)
+        denial = self._learned.recall(query, Purpose.PROBE, now)
         if denial is not None:
-            self.counters["cached"] += 1
             return self._conclude(probe, denial)
-        if self._sightings.is_paused(now):
+        if self._learned.sightings.is_paused(now):
             self.counters["probe_skipped"] += 1
             return self._own.fake(asked)
         self.counters["probe"] += 1
@@ -373,29 +344,14 @@ class NameServer:
         server: str | None = None,
     ) -> bytes | Forward:
         """Return what a resolver has said before, or the way to it."""
-        answer = self._cache.get(query, now)
+        answer = self._learned.recall(query, purpose, now)
         if answer is not None:
-            self.counters["cached"] += 1
-            if purpose is Purpose.RELAY:
-                self._remember(query, answer)
             return answer
         self.counters["forward_direct" if via is Action.DIRECT else "forward_proxy"] += 1
         patience_s = BINDING_PATIENCE_S if purpose is Purpose.BINDING else None
         return Forward(message, via, server, query, query, purpose, patience_s)
 
     # --- concluding -----------------------------------------------------------------------------
-
-    def _learn_probe(self, query: Query, answer: bytes, now: float) -> bytes | None:
-        """Return the denial that ``answer`` is, if it is one.
-
-        Raises:
-            WireError: it proves nothing.
-        """
-        if self._sightings.learn(query, answer, now):
-            return None
-        answer = dns.without_glue(query, answer)
-        self._cache.put(query, answer, now)
-        return answer
 
     def _conclude(self, forward: Forward, learned: bytes | None) -> bytes:
         """Return the answer, of any length, for what :meth:`learn` has returned."""
@@ -414,17 +370,6 @@ class NameServer:
         if forward.purpose is Purpose.BINDING:
             return self._own.negative(asked, Rcode.NOERROR, "withheld")
         return dns.answer_error(asked, Rcode.SERVFAIL)
-
-    def _remember(self, query: Query, answer: bytes) -> None:
-        """Note which real addresses ``answer`` gives to the name of ``query``.
-
-        Raises:
-            WireError: it is garbled, or one of them is in the fake ranges.
-        """
-        for packed in dns.answered_addresses(query, answer):
-            if self._own.is_fake(ipaddress.ip_address(packed)):
-                raise WireError("response_fake")
-            self._real_names.note(packed, query.name)
 
 
 def _by_family(address: Address) -> int:
