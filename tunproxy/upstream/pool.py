@@ -24,10 +24,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from ..errors import OpenFailed, ServerError
-from .pool_load import Load, carried, wanted
-from .ssh import STABLE_AFTER_S, LinkState, SshUpstream
+from .pool_connection import PooledConnection
+from .pool_load import LOOK_S, wanted
+from .pool_login import SharedLogin
+from .ssh import STABLE_AFTER_S, LinkState
 from .ssh_errors import LoginRefused
-from .ssh_login import Login
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,17 +36,12 @@ if TYPE_CHECKING:
     from .. import config
     from . import dial
     from .base import Attempt, Opener, PacketHandler, Pipe, PipeHandler, StreamHandler
-    from .drain import DrainWatch
     from .ssh_auth import Ask
     from .ssh_command import RemoteCommand
-    from .ssh_login import LoggedIn
     from .ssh_stream import SshStream
     from .ssh_tunnel import SshTunnel
     from .ssh_wire import Resolve
     from .vpn_terms import Kind, Terms, Wish
-
-LOOK_S: Final = 1.0
-"""How often the load is looked at, while there are flows: what is bulk has been so for so long."""
 
 IDLE_S: Final = 60.0
 """A further connection that has no flow and is not wanted for so long is closed."""
@@ -85,7 +81,7 @@ class SshPool:
         self._on_state = on_state
         self._random = random
         self._loop = asyncio.get_running_loop()
-        self._login = _SharedLogin(
+        self._login = SharedLogin(
             server,
             make_socket=make_socket,
             ask=self._ask_person,
@@ -250,13 +246,13 @@ class SshPool:
 
     # Which connection
 
-    def _up(self) -> list[_Connection]:
+    def _up(self) -> list[PooledConnection]:
         return [member for member in self._members if member.state is LinkState.UP]
 
-    def _place(self) -> _Connection:
+    def _place(self) -> PooledConnection:
         """Where the next flow goes."""
         up = self._up()
-        return min(up, key=_Connection.rank) if len(up) > 1 else self._members[0]
+        return min(up, key=PooledConnection.rank) if len(up) > 1 else self._members[0]
 
     # How many
 
@@ -307,12 +303,12 @@ class SshPool:
             wait_s = RETRY_S * (1 << self._failures) * (0.5 + self._random())
             self._not_before = self._loop.time() + wait_s
 
-    def _make(self) -> _Connection:
-        return _Connection(self._server, self._login, self._random, self._member_changed)
+    def _make(self) -> PooledConnection:
+        return PooledConnection(self._server, self._login, self._random, self._member_changed)
 
     # What becomes of them
 
-    def _member_changed(self, member: _Connection, state: LinkState) -> None:
+    def _member_changed(self, member: PooledConnection, state: LinkState) -> None:
         """``member`` has come up or is lost."""
         if self.state is LinkState.CLOSED:
             return
@@ -321,7 +317,7 @@ class SshPool:
         elif state is LinkState.DOWN:
             self._lost(member)
 
-    def _joined(self, member: _Connection) -> None:
+    def _joined(self, member: PooledConnection) -> None:
         first = self._members[0]
         if member is not first:
             member.used_at = self._loop.time()
@@ -335,7 +331,7 @@ class SshPool:
         if self.state is not LinkState.UP:
             self._set_state(LinkState.UP)
 
-    def _lost(self, member: _Connection) -> None:
+    def _lost(self, member: PooledConnection) -> None:
         if self._up():
             if member is not self._members[0]:
                 self._counters["connection_lost"] += 1
@@ -347,7 +343,7 @@ class SshPool:
             self._opening.cancel()
         self._set_state(LinkState.DOWN)
 
-    def _retire(self, member: _Connection) -> None:
+    def _retire(self, member: PooledConnection) -> None:
         """Close ``member``, while another is up."""
         was_first = member is self._members[0]
         self._resolver_addresses = self.resolver_addresses
@@ -371,87 +367,3 @@ class SshPool:
     async def _ask_person(self, prompt: str, echo: bool) -> str | None:
         """A person is disturbed for the first connection only, and while there is none."""
         return None if self._up() else await self._ask(prompt, echo)
-
-
-class _Connection(SshUpstream):
-    """One connection of a pool."""
-
-    def __init__(
-        self,
-        server: config.Server,
-        login: _SharedLogin,
-        random: Callable[[], float],
-        on_change: Callable[[_Connection, LinkState], None],
-    ) -> None:
-        super().__init__(
-            server, login, on_state=lambda state: on_change(self, state), random=random
-        )
-        self.opening = 0
-        """Flows that have been placed here and are being opened, or wait for their turn."""
-        self.used_at = 0.0
-        """When it had a flow, or was wanted, for the last time."""
-        self._carried = (0, 0)
-        self._measured_at = 0.0
-        self._load = Load(0, 0.0, 0.0)
-
-    @property
-    def is_used(self) -> bool:
-        """There are flows on it."""
-        return bool(self.channels or self.opening)
-
-    def rank(self) -> tuple[int, int, float]:
-        """The less, the better for the next flow: by how many are there, what waits to be sent, and
-        what was carried lately. The number comes first because it is never late: of many flows
-        that come at once, all would go where the load was least a second ago."""
-        unsent = 0 if self._link is None else self._link.ledger.unsent
-        return self.channels + self.opening, unsent, self._load.rate
-
-    def measure(self, now: float) -> Load:
-        """The load since it was measured before."""
-        octets, round_trip_s = self._carried, 0.0
-        if self._link is not None:
-            counted = carried(self._link.connection.get_extra_info("socket"))
-            if counted is not None:
-                octets, round_trip_s = counted, self._link.ledger.round_trip.shortest()
-        most = max(new - old for new, old in zip(octets, self._carried, strict=True))
-        rate = most / max(now - self._measured_at, LOOK_S / 2)
-        self._carried, self._measured_at = octets, now
-        self._load = Load(self.channels + self.opening, rate, round_trip_s)
-        return self._load
-
-
-class _SharedLogin(Login):
-    """Logs in to one server for several, one at a time."""
-
-    def __init__(
-        self,
-        server: config.Server,
-        *,
-        make_socket: dial.MakeSocket,
-        ask: Ask,
-        resolve: Resolve | None,
-        is_captured: bool,
-    ) -> None:
-        super().__init__(
-            server, make_socket=make_socket, ask=ask, resolve=resolve, is_captured=is_captured
-        )
-        self._turn = asyncio.Lock()
-
-    async def log_in(self, watch: DrainWatch) -> LoggedIn:
-        async with self._turn:
-            passwords = dict(self._secrets.passwords)
-            try:
-                return await super().log_in(watch)
-            except LoginRefused:
-                raise
-            except BaseException:
-                # A password is forgotten when it is sent; nobody has said that it was wrong.
-                self._secrets.passwords.update(passwords)
-                raise
-
-    async def close(self) -> None:
-        """One of several has closed its connection: the others go on."""
-
-    async def finish(self) -> None:
-        """All connections are closed."""
-        await super().close()

@@ -15,6 +15,9 @@ Connections: TypeAlias = int | Literal["auto"]
 AUTO_MOST: Final = 4
 """What "auto" goes up to: as much as a line has on most paths, and a small part of MaxStartups."""
 
+LOOK_S: Final = 1.0
+"""How often the load is looked at, while there are flows: what is bulk has been so for so long."""
+
 LONG_PATH_S: Final = 0.010
 """From this round trip on, more connections can carry more. On a shorter path the buffers of one
 are 3 Gbit/s and more."""
