@@ -13,11 +13,10 @@ import tempfile
 import threading
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 
 from tunproxy.app import control
-from tunproxy.app.control import ControlServer, Status, request
+from tunproxy.app.control import ControlServer, request
 from tunproxy.errors import TunproxyError
 
 if TYPE_CHECKING:
@@ -339,13 +338,3 @@ def test_request_to_something_else(tmp_path: pathlib.Path, answer: bytes, messag
                 request(tmp_path / "peer", "status")
         finally:
             thread.join(10)
-
-
-def test_status_survives_the_wire() -> None:
-    status = Status(
-        version="1", pid=1, tun="tun0", mode="system", stack="user", offload=True,
-        server="user@host", state="up", cipher=None, uptime_s=1.5, reconnects=0, flows=1,
-        flows_total=2, refused={"refused": 1}, bytes_up=3, bytes_down=4, dns_queries=5,
-        counters={"bad_checksum": 6}, rss_bytes=7,
-    )  # fmt: skip
-    assert msgspec.json.decode(msgspec.json.encode(status), type=Status) == status

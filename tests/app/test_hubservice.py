@@ -17,7 +17,7 @@ from tests.helpers import packets
 from tests.helpers.aio import both_loops, turns, until
 from tests.helpers.fake_tunnel import FakeTunnel
 from tests.helpers.memory_tun import MemoryTun, device
-from tunproxy.app.control import Direction
+from tunproxy.app.controlanswers import Direction
 from tunproxy.app.hubmember import MIN_SEGMENT
 from tunproxy.app.hubservice import HubService
 from tunproxy.errors import MachineError

@@ -10,7 +10,7 @@ from tests.helpers.aio import both_loops, turns, until
 from tests.helpers.datagram_box import Box, EchoBox
 from tests.helpers.fake_ways import UDP, FakeWay
 from tunproxy.app import serverways
-from tunproxy.app.control import ServerDatagrams
+from tunproxy.app.controlanswers import ServerDatagrams
 from tunproxy.app.datagramways import DatagramWays
 from tunproxy.app.servers import LazyServer
 from tunproxy.app.serverways import FarSide, LazyWays, ServerWays

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.command import failure, tunproxy
 from tests.helpers.instance import FakeInstance, instance
-from tunproxy.app.control import DnsRecord, Listed, Queried
+from tunproxy.app.controlanswers import DnsRecord, Listed, Queried
 from tunproxy.cli.dns import describe, table
 
 __all__ = ["instance"]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.command import failure, sentence, tunproxy
 from tests.helpers.instance import STATUS, FakeInstance, instance
-from tunproxy.app.control import (
+from tunproxy.app.controlanswers import (
     ClientStatus,
     Direction,
     HubStatus,

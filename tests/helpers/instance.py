@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from tunproxy.app.control import Status
+from tunproxy.app.controlanswers import Status
 from tunproxy.app.instance import Instance, State
 from tunproxy.linux import marks
 

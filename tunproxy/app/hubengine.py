@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..upstream.exit import ExitServer
 from ..upstream.permit import Permit
 from . import enginesession
-from .control import Status
+from .controlanswers import Status
 from .devicereader import device_lost
 from .engineprocess import become_engine
 from .enginesession import EngineSession, rss_bytes

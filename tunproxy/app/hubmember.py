@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..wire import offload, segmentation
 from ..wire.coalesce import Coalescer
-from .control import ClientStatus, Direction
+from .controlanswers import ClientStatus, Direction
 from .tunnelsender import TunnelSender
 
 if TYPE_CHECKING:

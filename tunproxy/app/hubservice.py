@@ -23,7 +23,7 @@ from ..flow.hub_pool import PoolExhausted
 from ..upstream.ssh_hub import HubRefused
 from ..upstream.vpn_terms import Terms
 from ..wire import offload, segmentation
-from .control import Direction, HubStatus
+from .controlanswers import Direction, HubStatus
 from .devicereader import DeviceReader
 from .hubmember import Member, from_port
 

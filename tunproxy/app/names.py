@@ -30,7 +30,7 @@ from ..upstream.resolver import RemoteResolver
 from ..upstream.resolver_named import NamedResolvers
 from ..wire.dns import Rcode
 from ..wire.dnsquery import make_query
-from .control import DnsRecord, Listed, Queried
+from .controlanswers import DnsRecord, Listed, Queried
 from .poolstore import PoolStore
 from .serve import state_directory
 

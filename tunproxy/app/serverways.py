@@ -20,7 +20,7 @@ from ..errors import OpenFailed
 from ..flow.settings import PING, UDP
 from ..upstream.base import DatagramError
 from ..upstream.resolver import RemoteResolver
-from .control import ServerDatagrams
+from .controlanswers import ServerDatagrams
 from .datagramtiers import FarNames, candidates
 from .datagramways import DatagramWays
 from .servers import RETRY_S

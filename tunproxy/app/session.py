@@ -30,7 +30,7 @@ from ..upstream.pool import SshPool
 from ..upstream.resolver_direct import DirectResolver
 from ..upstream.ssh import LinkState
 from . import enginesession, rulefiles
-from .control import Status
+from .controlanswers import Status
 from .datagramtiers import FarNames, candidates
 from .datagramways import DatagramWays
 from .devicereader import device_lost

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..flow.dnspolicy import DnsPolicy
 from ..linux.sockdiag import SocketDiag
 from . import rulefiles
-from .control import Reloaded, RuleHits
+from .controlanswers import Reloaded, RuleHits
 from .owners import Owners, Question
 from .rulebook import Rulebook
 from .servers import LazyServer, Servers

@@ -28,7 +28,7 @@ from ..upstream.ssh_login import Login
 from ..upstream.ssh_refusal import TunnelRefusal, TunnelRefused
 from ..upstream.vpn_terms import Wish
 from . import remotesetup, remoteshell, vpnlink
-from .control import Direction, LinkStatus, Status
+from .controlanswers import Direction, LinkStatus, Status
 from .enginesession import EngineSession, rss_bytes
 from .packetpump import PacketPump
 

@@ -12,7 +12,7 @@ from tunproxy.errors import ConfigError, TunproxyError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tunproxy.app.control import Listed, Queried
+    from tunproxy.app.controlanswers import Listed, Queried
     from tunproxy.app.instance import Instance
 
 _T = TypeVar("_T")
@@ -37,12 +37,13 @@ def dns() -> None:
 def query(name: str, rtype: str, tun: str | None, as_json: bool) -> int:
     """Ask for the records of NAME of a TYPE (A unless given), and show what decides the answer."""
     from tunproxy.app import control
+    from tunproxy.app.controlanswers import Queried
 
     instance = _instance(tun)
     answer = control.request(
         instance.control_path, "dns-query", _QUERY_TIMEOUT_S, name=name, type=rtype
     )
-    _show(answer, control.Queried, describe, as_json)
+    _show(answer, Queried, describe, as_json)
     return 0
 
 
@@ -53,9 +54,10 @@ def query(name: str, rtype: str, tun: str | None, as_json: bool) -> int:
 def list_(suffix: str, tun: str | None, as_json: bool) -> int:
     """List the fake addresses and the kept answers, all or those of the domain SUFFIX."""
     from tunproxy.app import control
+    from tunproxy.app.controlanswers import Listed
 
     answer = control.request(_instance(tun).control_path, "dns-list", suffix=suffix)
-    _show(answer, list[control.Listed], table, as_json)
+    _show(answer, list[Listed], table, as_json)
     return 0
 
 

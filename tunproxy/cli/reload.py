@@ -21,6 +21,7 @@ def reload(tun: str | None) -> int:
     import msgspec
 
     from tunproxy.app import control
+    from tunproxy.app.controlanswers import Reloaded
     from tunproxy.app.instance import running_instances
 
     running = running_instances()
@@ -32,7 +33,7 @@ def reload(tun: str | None) -> int:
     for instance in chosen:
         try:
             answer = control.request(instance.control_path, "reload", PATIENCE_S)
-            done = msgspec.convert(answer, control.Reloaded)
+            done = msgspec.convert(answer, Reloaded)
         except msgspec.ValidationError:
             raise TunproxyError("another version of tunproxy runs: use its own command") from None
         if done.error is not None:

@@ -12,7 +12,7 @@ from tunproxy.errors import TunproxyError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tunproxy.app.control import Direction, HubStatus, LinkStatus, RuleHits, Status
+    from tunproxy.app.controlanswers import Direction, HubStatus, LinkStatus, RuleHits, Status
 
 MAX_RULES = 5
 """That are shown; --json has more."""
@@ -26,6 +26,7 @@ def status(as_json: bool) -> int:
     The exit status is 1 when nothing runs, or when what runs does not answer.
     """
     from tunproxy.app import control
+    from tunproxy.app.controlanswers import status_of
     from tunproxy.app.instance import running_instances
 
     answers: list[object] = []
@@ -39,7 +40,7 @@ def status(as_json: bool) -> int:
         click.echo(json.dumps(answers, indent=2))
     else:
         for answer in answers:
-            click.echo("\n".join(describe(control.status_of(answer))))
+            click.echo("\n".join(describe(status_of(answer))))
     if failures:
         raise TunproxyError("; ".join(failures))
     if not answers and not as_json:
