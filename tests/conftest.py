@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests.helpers import lab
-from tests.helpers.processes import command_line, descendants
+# What an assertion has seen is said for those of helpers as well, if they are imported after this.
+pytest.register_assert_rewrite("tests.helpers")
+
+from tests.helpers import lab  # noqa: E402
+from tests.helpers.processes import command_line, descendants  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
