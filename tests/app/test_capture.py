@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import pathlib
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,20 @@ from tests.helpers.capture import (
     TCP,
     TUN,
     UDP,
+    WILDCARD,
+    Resolvectl,
+    assert_answered,
+    assert_arrives,
+    assert_captured,
+    begin_tcp,
+    bypass_group,
     captured,
     make_plan,
-    make_strict,
     network,
+    prepared,
+    resolvectl,
+    rp_filter,
+    rp_filters,
     send,
 )
 from tests.helpers.netns import (
@@ -49,7 +58,7 @@ from tunproxy.linux import marks
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["network"]
+__all__ = ["network", "resolvectl", "rp_filter"]
 
 pytestmark = pytest.mark.netns
 
@@ -60,13 +69,8 @@ def test_system_far_destination_comes_to_the_tun_with_its_source(
 ) -> None:
     with captured(network) as (_, device):
         with send(network, FAR[family]) as sock:
-            packet = device.read()
-            assert (packet.source, packet.destination) == (TUN[family], FAR[family])
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", FAR[family])
-        with network.client.open_socket(family, TCP) as sock:
-            sock.setblocking(False)
-            assert sock.connect_ex((FAR[family], 80)) != 0
+            assert_answered(device, sock, TUN[family], FAR[family])
+        with begin_tcp(network, FAR[family]):
             packet = device.read()
             assert (packet.source, packet.destination) == (TUN[family], FAR[family])
             assert packet.dport == 80
@@ -87,14 +91,9 @@ def test_system_what_is_not_captured(network: Network, family: int) -> None:
             (far, CLIENT, {"mark": marks.BYPASS_MARK}),
             (far, CLIENT, {"bind": CLIENT[family]}),
         ):
-            target = listener.getsockname()[0]
-            with send(network, target, **options) as sock:
-                assert received(listener) == (b"sent", source[family])
-                listener.sendto(b"back", (source[family], sock.getsockname()[1]))
-                assert received(sock) == (b"back", target)
+            assert_arrives(network, listener, source[family], **options)
         # The next packet on the TUN is the first there.
-        with send(network, OTHER[family]):
-            assert device.read().destination == OTHER[family]
+        assert_captured(network, device, OTHER[family])
 
 
 @families
@@ -102,13 +101,8 @@ def test_system_queries_come_to_the_tun_wherever_they_go(network: Network, famil
     with captured(network) as (_, device):
         for target in (LAN[family], FAR[family], INET[family]):
             with send(network, target, 53) as sock:
-                packet = device.read()
-                assert (packet.source, packet.destination) == (TUN[family], target)
-                device.answer(packet, b"answer")
-                assert received(sock) == (b"answer", target)
-        with network.client.open_socket(family, TCP) as sock:
-            sock.setblocking(False)
-            sock.connect_ex((LAN[family], 53))
+                assert_answered(device, sock, TUN[family], target)
+        with begin_tcp(network, LAN[family], 53):
             assert device.read().destination == LAN[family]
 
 
@@ -124,19 +118,13 @@ def test_system_queries_to_this_machine_are_diverted(
             sock.send(b"sent")
         else:
             sock.sendto(b"sent", (stub[family], 53))
-        packet = device.read()
-        assert packet.destination == DNS[family]
-        if stub in (STUB, LOOPBACK):
-            assert packet.source == STUB_ASKER[family]
-        device.answer(packet, b"answer")
-        assert received(sock) == (b"answer", stub[family])
+        source = STUB_ASKER if stub in (STUB, LOOPBACK) else stub
+        assert_answered(device, sock, source[family], DNS[family], stub[family])
 
 
 @families
 def test_system_tcp_query_to_a_stub_is_diverted(network: Network, family: int) -> None:
-    with captured(network) as (_, device), network.client.open_socket(family, TCP) as sock:
-        sock.setblocking(False)
-        sock.connect_ex((STUB[family], 53))
+    with captured(network) as (_, device), begin_tcp(network, STUB[family], 53):
         packet = device.read()
         assert (packet.source, packet.destination) == (STUB_ASKER[family], DNS[family])
 
@@ -151,39 +139,27 @@ def test_system_dns_off_leaves_port_53_and_the_fake_range_alone(
         captured(network, make_plan(dns="off")) as (_, device),
     ):
         for listener, source in ((lan, ROUTER), (stub, LOOPBACK)):
-            with send(network, listener.getsockname()[0], 53):
-                assert received(listener) == (b"sent", source[family])
-        with send(network, FAR[family], 53):
-            assert device.read().destination == FAR[family]
+            assert_arrives(network, listener, source[family])
+        assert_captured(network, device, FAR[family], 53)
 
 
 @families
-@pytest.mark.parametrize("strict", [False, True])
-def test_system_bypass_cgroup_goes_out_with_the_right_source(
-    network: Network, family: int, strict: bool
-) -> None:
-    if strict:
-        make_strict()
+@rp_filters
+def test_system_bypass_cgroup_goes_out_with_the_right_source(network: Network, family: int) -> None:
     with (
         network.inet.bound(FAR[family], 9, UDP) as far,
         network.inet.bound(FAR[family], 80, TCP) as listener,
         captured(network) as (capture, device),
     ):
-        assert capture.bypass_cgroup is not None
-        with inside(capture.bypass_cgroup):
-            with send(network, FAR[family]) as sock:
-                data, source = far.recvfrom(100)
-                assert (data, source[0]) == (b"sent", CLIENT[family])
-                far.sendto(b"back", source)
-                assert received(sock) == (b"back", FAR[family])
+        with inside(bypass_group(capture)):
+            assert_arrives(network, far, CLIENT[family])
             with network.client.open_socket(family, TCP) as tcp:
                 tcp.connect((FAR[family], 80))
                 with accept(listener) as accepted:
                     assert accepted.getpeername()[0] == CLIENT[family]
                     tcp.sendall(b"up")
                     assert accepted.recv(10) == b"up"
-        with send(network, OTHER[family]):
-            assert device.read().destination == OTHER[family]
+        assert_captured(network, device, OTHER[family])
 
 
 @families
@@ -191,17 +167,12 @@ def test_system_bypass_cgroup_to_fake_address_is_told_by_its_source(
     network: Network, family: int
 ) -> None:
     with captured(network) as (capture, device):
-        assert capture.bypass_cgroup is not None
-        with inside(capture.bypass_cgroup):
+        with inside(bypass_group(capture)):
             sock = send(network, FAKE[family])
         with sock:
-            packet = device.read()
-            assert (packet.source, packet.destination) == (DIRECT[family], FAKE[family])
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", FAKE[family])
-        with send(network, FAKE[family]):
-            packet = device.read()
-            assert (packet.source, packet.destination) == (TUN[family], FAKE[family])
+            assert_answered(device, sock, DIRECT[family], FAKE[family])
+        with send(network, FAKE[family]) as sock:
+            assert_answered(device, sock, TUN[family], FAKE[family])
 
 
 @families
@@ -210,21 +181,18 @@ def test_system_bypass_cgroup_asks_local_stub_itself(network: Network, family: i
         network.client.bound(STUB[family], 53, UDP) as stub,
         captured(network) as (capture, _),
     ):
-        assert capture.bypass_cgroup is not None
-        with inside(capture.bypass_cgroup):
+        with inside(bypass_group(capture)):
             send(network, STUB[family], 53).close()
         assert received(stub) == (b"sent", LOOPBACK[family])
 
 
 @families
-@pytest.mark.parametrize("strict", [False, True])
-def test_system_inbound_connection_goes_on_and_new_ones_work(
-    network: Network, family: int, strict: bool
-) -> None:
-    if strict:
-        make_strict()
-    wildcard = {4: "0.0.0.0", 6: "::"}[family]
-    with network.client.bound(wildcard, 22, TCP) as listener, contextlib.ExitStack() as stack:
+@rp_filters
+def test_system_inbound_connection_goes_on_and_new_ones_work(network: Network, family: int) -> None:
+    with (
+        network.client.bound(WILDCARD[family], 22, TCP) as listener,
+        contextlib.ExitStack() as stack,
+    ):
 
         def login() -> tuple[socket.socket, socket.socket]:
             outside = stack.enter_context(network.inet.bound_client(FAR[family], TCP))
@@ -244,8 +212,7 @@ def test_system_inbound_connection_goes_on_and_new_ones_work(
             talk(*before)
             during = login()
             talk(*during)
-            with send(network, OTHER[family]):
-                assert device.read().destination == OTHER[family]
+            assert_captured(network, device, OTHER[family])
         talk(*before)
         talk(*during)
 
@@ -254,9 +221,8 @@ def test_system_inbound_connection_goes_on_and_new_ones_work(
 def test_system_udp_server_without_address_answers_as_it_was_asked(
     network: Network, family: int
 ) -> None:
-    wildcard = {4: "0.0.0.0", 6: "::"}[family]
     with (
-        network.client.bound(wildcard, 5000, UDP) as server,
+        network.client.bound(WILDCARD[family], 5000, UDP) as server,
         network.inet.bound(FAR[family], 6000, UDP) as outside,
         captured(network) as (_, device),
     ):
@@ -290,39 +256,28 @@ def test_system_longest_prefix_decides_between_main_and_included(
         captured(network, plan) as (_, device),
     ):
         for listener, source in ((lan, ROUTER), (far, CLIENT)):
-            with send(network, listener.getsockname()[0]):
-                assert received(listener) == (b"sent", source[family])
+            assert_arrives(network, listener, source[family])
         for target in (host, beside, FAKE[family]):
-            with send(network, target):
-                assert device.read().destination == target
-        with send(network, OTHER[family], 53):
-            assert device.read().destination == OTHER[family]
+            assert_captured(network, device, target)
+        assert_captured(network, device, OTHER[family], 53)
 
 
 @families
 def test_system_excluded_resolver_is_asked_directly(network: Network, family: int) -> None:
     plan = make_plan(exclude=(ipaddress.ip_network(FAR[family]),))
-    with (
-        network.inet.bound(FAR[family], 53, UDP) as far,
-        captured(network, plan),
-        send(network, FAR[family], 53),
-    ):
-        assert received(far) == (b"sent", CLIENT[family])
+    with network.inet.bound(FAR[family], 53, UDP) as far, captured(network, plan):
+        assert_arrives(network, far, CLIENT[family])
 
 
 @pytest.mark.parametrize("target", ["224.0.0.251", "169.254.169.254"])
 def test_system_link_local_and_multicast_stay_outside(network: Network, target: str) -> None:
-    with captured(network) as (_, device), send(network, target), send(network, OTHER[4]):
-        assert device.read().destination == OTHER[4]
+    with captured(network) as (_, device), send(network, target):
+        assert_captured(network, device, OTHER[4])
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@rp_filters
 @pytest.mark.parametrize("options", [{}, {"gateway": True}, {"kill_switch": True}])
-def test_system_undo_leaves_everything_as_it_was(
-    network: Network, options: dict[str, Any], strict: bool
-) -> None:
-    if strict:
-        make_strict()
+def test_system_undo_leaves_everything_as_it_was(network: Network, options: dict[str, Any]) -> None:
     before = snapshot()
     with captured(network, make_plan(**options)):
         assert snapshot() != before
@@ -332,11 +287,8 @@ def test_system_undo_leaves_everything_as_it_was(
 def test_apply_failure_leaves_everything_as_it_was(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan()
     before = snapshot()
-    with network.tun(plan):
-        capture = Capture(plan)
-        capture.prepare()
+    with prepared(network) as (capture, _):
         monkeypatch.setattr(
             "tunproxy.app.capture.ruleset", lambda *_, **__: {"inet": "chain x { nonsense }"}
         )
@@ -349,10 +301,7 @@ def test_apply_failure_leaves_everything_as_it_was(
 def test_apply_without_nft_says_so(
     network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    plan = make_plan()
-    with network.tun(plan):
-        capture = Capture(plan)
-        capture.prepare()
+    with prepared(network) as (capture, _):
         monkeypatch.setattr("tunproxy.linux.nftables._environment", lambda: {"PATH": str(tmp_path)})
         with pytest.raises(MachineError, match="install the package nftables"):
             capture.apply([])
@@ -374,26 +323,17 @@ def test_system_without_ipv6_captures_ipv4(network: Network) -> None:
 
 
 def test_system_tells_resolved_and_copes_with_its_refusal(
-    network: Network,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: pathlib.Path,
-    caplog: pytest.LogCaptureFixture,
+    network: Network, resolvectl: Resolvectl, caplog: pytest.LogCaptureFixture
 ) -> None:
-    program = tmp_path / "resolvectl"
-    program.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\ntest "$1" != flush-caches\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    resolvectl.refuse("flush-caches")
     plan = msgspec.structs.replace(make_plan(), resolved=True)
-    with network.tun(plan) as device:
-        capture = Capture(plan)
-        capture.prepare()
+    with prepared(network, plan) as (capture, device):
         capture.apply([])
         assert "systemd-resolved refuses" in caplog.text
-        with send(network, FAR[4]):
-            assert device.read().destination == FAR[4]
+        assert_captured(network, device, FAR[4])
         (problem,) = capture.undo()
         assert "flush-caches" in problem
-    assert (tmp_path / "calls").read_text().splitlines() == [
+    assert resolvectl.calls() == [
         "domain tun0 ~.",
         "default-route tun0 true",
         "dns tun0 198.18.0.2 fd00:7470::2",

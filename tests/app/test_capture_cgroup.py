@@ -19,10 +19,18 @@ from tests.helpers.capture import (
     TCP,
     TUN,
     UDP,
+    WILDCARD,
+    assert_answered,
+    assert_arrives,
+    assert_captured,
+    begin_tcp,
+    bypass_group,
     captured,
     make_plan,
-    make_strict,
     network,
+    rp_filter,
+    rp_filters,
+    run_group,
     send,
 )
 from tests.helpers.netns import (
@@ -44,7 +52,7 @@ from tunproxy.app.capture import Capture
 from tunproxy.errors import MachineError
 from tunproxy.linux import cgroup, marks
 
-__all__ = ["network"]
+__all__ = ["network", "rp_filter"]
 
 pytestmark = pytest.mark.netns
 
@@ -60,31 +68,17 @@ exec "$@"
 """
 
 
-def run_group(capture: Capture) -> cgroup.Cgroup:
-    assert capture.run_cgroup is not None
-    return capture.run_cgroup
-
-
 @families
-@pytest.mark.parametrize("strict", [False, True])
-def test_cgroup_far_destination_comes_to_the_tun(
-    network: Network, family: int, strict: bool
-) -> None:
-    if strict:
-        make_strict()
+@rp_filters
+def test_cgroup_far_destination_comes_to_the_tun(network: Network, family: int) -> None:
     with (
         captured(network, make_plan(run=True)) as (capture, device),
         inside(run_group(capture)),
     ):
         with send(network, FAR[family]) as sock:
-            packet = device.read()
             # The source was chosen by the ordinary routes.
-            assert (packet.source, packet.destination) == (CLIENT[family], FAR[family])
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", FAR[family])
-        with network.client.open_socket(family, TCP) as tcp:
-            tcp.setblocking(False)
-            tcp.connect_ex((FAR[family], 80))
+            assert_answered(device, sock, CLIENT[family], FAR[family])
+        with begin_tcp(network, FAR[family]):
             assert device.read().destination == FAR[family]
 
 
@@ -97,10 +91,9 @@ def test_cgroup_others_are_not_captured(network: Network, family: int) -> None:
         captured(network, make_plan(run=True)) as (capture, device),
     ):
         for listener, source in ((far, CLIENT), (resolver, CLIENT), (stub, LOOPBACK)):
-            with send(network, *listener.getsockname()[:2]):
-                assert received(listener) == (b"sent", source[family])
-        with inside(run_group(capture)), send(network, OTHER[family]):
-            assert device.read().destination == OTHER[family]
+            assert_arrives(network, listener, source[family])
+        with inside(run_group(capture)):
+            assert_captured(network, device, OTHER[family])
 
 
 def test_cgroup_children_are_captured(network: Network) -> None:
@@ -119,8 +112,8 @@ def test_cgroup_below_the_captured_one_is_captured(network: Network) -> None:
     with captured(network, make_plan(run=True)) as (capture, device):
         group = run_group(capture)
         below = cgroup.Cgroup(group.hierarchy, f"{group.path}/below")
-        with inside(below), send(network, FAR[4]):
-            assert device.read().destination == FAR[4]
+        with inside(below):
+            assert_captured(network, device, FAR[4])
 
 
 @families
@@ -130,13 +123,9 @@ def test_cgroup_lan_is_not_captured_but_queries_are(network: Network, family: in
         captured(network, make_plan(run=True)) as (capture, device),
         inside(run_group(capture)),
     ):
-        with send(network, LAN[family]):
-            assert received(lan) == (b"sent", ROUTER[family])
+        assert_arrives(network, lan, ROUTER[family])
         with send(network, LAN[family], 53) as sock:
-            packet = device.read()
-            assert (packet.destination, packet.dport) == (LAN[family], 53)
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", LAN[family])
+            assert_answered(device, sock, ROUTER[family], LAN[family])
 
 
 @families
@@ -149,12 +138,8 @@ def test_cgroup_queries_to_this_machine_are_diverted(
         inside(run_group(capture)),
         send(network, stub[family], 53) as sock,
     ):
-        packet = device.read()
-        assert packet.destination == DNS[family]
-        if stub in (STUB, LOOPBACK):
-            assert packet.source == STUB_ASKER[family]
-        device.answer(packet, b"answer")
-        assert received(sock) == (b"answer", stub[family])
+        source = STUB_ASKER if stub in (STUB, LOOPBACK) else stub
+        assert_answered(device, sock, source[family], DNS[family], stub[family])
 
 
 @families
@@ -180,10 +165,10 @@ def test_cgroup_bypass_takes_a_process_out(network: Network, family: int) -> Non
     with (
         network.inet.bound(FAR[family], 9, UDP) as far,
         captured(network, make_plan(run=True)) as (capture, _),
+        inside(run_group(capture)),
+        inside(bypass_group(capture)),
     ):
-        assert capture.bypass_cgroup is not None
-        with inside(run_group(capture)), inside(capture.bypass_cgroup), send(network, FAR[family]):
-            assert received(far) == (b"sent", CLIENT[family])
+        assert_arrives(network, far, CLIENT[family])
 
 
 @families
@@ -191,7 +176,7 @@ def test_cgroup_server_answers_where_it_was_asked(network: Network, family: int)
     with (
         captured(network, make_plan(run=True)) as (capture, _),
         inside(run_group(capture)),
-        network.client.bound({4: "0.0.0.0", 6: "::"}[family], 80, TCP) as listener,
+        network.client.bound(WILDCARD[family], 80, TCP) as listener,
         network.inet.bound_client(FAR[family], TCP) as outside,
     ):
         outside.connect((CLIENT[family], 80))
@@ -222,8 +207,7 @@ def test_cgroup_named_is_captured_but_not_its_older_connections(
         with accept(listener) as accepted, captured(network, plan) as (_, device):
             tcp.sendall(b"up")
             assert accepted.recv(10) == b"up"
-            with send(network, OTHER[family]):
-                assert device.read().destination == OTHER[family]
+            assert_captured(network, device, OTHER[family])
             tcp.sendall(b"more")
             assert accepted.recv(10) == b"more"
     assert group.exists
@@ -245,13 +229,8 @@ def test_cgroup_run_inside_system_has_its_own_tun(network: Network, family: int)
                     assert received(sock) == (b"answer", target)
         with send(network, FAR[family]):
             assert system.read().source == TUN[family]
-        assert capture.bypass_cgroup is not None
-        with (
-            network.inet.bound(FAR[family], 9, UDP) as far,
-            inside(capture.bypass_cgroup),
-            send(network, FAR[family]),
-        ):
-            assert received(far) == (b"sent", CLIENT[family])
+        with network.inet.bound(FAR[family], 9, UDP) as far, inside(bypass_group(capture)):
+            assert_arrives(network, far, CLIENT[family])
 
 
 def test_cgroup_undo_leaves_everything_as_it_was_and_lets_processes_go(network: Network) -> None:
@@ -280,9 +259,9 @@ def test_no_cgroups_is_an_error_for_run_only(
     monkeypatch.setattr(cgroup, "_MOUNTINFO", tmp_path / "mountinfo")
     with pytest.raises(MachineError, match="mount cgroup2"):
         Capture(make_plan(run=True)).prepare()
-    with captured(network) as (capture, device), send(network, FAR[4]):
+    with captured(network) as (capture, device):
         assert capture.bypass_cgroup is None
-        assert device.read().destination == FAR[4]
+        assert_captured(network, device, FAR[4])
 
 
 @only_v2

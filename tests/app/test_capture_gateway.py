@@ -6,7 +6,17 @@ import subprocess
 
 import pytest
 
-from tests.helpers.capture import DNS, TCP, UDP, captured, make_plan, make_strict, network
+from tests.helpers.capture import (
+    DNS,
+    TCP,
+    UDP,
+    assert_answered,
+    captured,
+    make_plan,
+    network,
+    rp_filter,
+    rp_filters,
+)
 from tests.helpers.netns import (
     CLIENT,
     FAR,
@@ -20,11 +30,9 @@ from tests.helpers.netns import (
     received,
 )
 
-__all__ = ["network"]
+__all__ = ["network", "rp_filter"]
 
 pytestmark = pytest.mark.netns
-
-strictness = pytest.mark.parametrize("strict", [False, True])
 
 _PUBLISHED = """
 table inet published {
@@ -38,40 +46,26 @@ table inet published {
 
 
 @families
-@strictness
+@rp_filters
 @pytest.mark.parametrize("port", [9, 53])
-def test_gateway_captures_what_the_lan_sends(
-    network: Network, family: int, strict: bool, port: int
-) -> None:
-    if strict:
-        make_strict()
+def test_gateway_captures_what_the_lan_sends(network: Network, family: int, port: int) -> None:
     with (
         captured(network, make_plan(gateway=True)) as (_, device),
         network.lan.bound_client(LAN[family], UDP) as sock,
     ):
         sock.sendto(b"sent", (FAR[family], port))
-        packet = device.read()
-        assert (packet.source, packet.destination) == (LAN[family], FAR[family])
-        device.answer(packet, b"answer")
-        assert received(sock) == (b"answer", FAR[family])
+        assert_answered(device, sock, LAN[family], FAR[family])
 
 
 @families
-@strictness
-def test_gateway_answers_queries_of_the_lan_itself(
-    network: Network, family: int, strict: bool
-) -> None:
-    if strict:
-        make_strict()
+@rp_filters
+def test_gateway_answers_queries_of_the_lan_itself(network: Network, family: int) -> None:
     with (
         captured(network, make_plan(gateway=True)) as (_, device),
         network.lan.bound_client(LAN[family], UDP) as sock,
     ):
         sock.sendto(b"sent", (ROUTER[family], 53))
-        packet = device.read()
-        assert (packet.source, packet.destination) == (LAN[family], DNS[family])
-        device.answer(packet, b"answer")
-        assert received(sock) == (b"answer", ROUTER[family])
+        assert_answered(device, sock, LAN[family], DNS[family], ROUTER[family])
 
 
 @families
@@ -86,12 +80,10 @@ def test_gateway_is_no_open_resolver(network: Network, family: int) -> None:
 
 
 @families
-@strictness
+@rp_filters
 def test_gateway_published_port_is_answered_where_it_was_asked(
-    network: Network, family: int, strict: bool
+    network: Network, family: int
 ) -> None:
-    if strict:
-        make_strict()
     subprocess.run(["nft", "-f", "-"], input=_PUBLISHED, text=True, check=True)
     with (
         captured(network, make_plan(gateway=True)) as (_, device),

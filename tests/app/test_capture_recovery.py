@@ -18,10 +18,16 @@ import pytest
 from tests.helpers.capture import (
     SERVER,
     UDP,
+    assert_arrives,
+    assert_captured,
+    bypass_group,
     captured,
     make_plan,
-    make_strict,
     network,
+    prepared,
+    rp_filter,
+    rp_filters,
+    run_group,
     send,
 )
 from tests.helpers.lab_wait import until
@@ -34,7 +40,6 @@ from tests.helpers.netns import (
     Network,
     families,
     inside,
-    received,
     snapshot,
 )
 from tunproxy.app.capture import Capture, recover, recover_all
@@ -44,7 +49,7 @@ from tunproxy.linux import cgroup, marks, netlink, nftables
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["network"]
+__all__ = ["network", "rp_filter"]
 
 pytestmark = pytest.mark.netns
 
@@ -84,21 +89,19 @@ def errno_of_sending(network: Network, target: str, port: int = 9) -> int:
     return 0
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@rp_filters
 @pytest.mark.parametrize("options", [{}, {"gateway": True}, {"run": True}])
 def test_killed_holder_heals_itself_and_recover_removes_the_rest(
-    network: Network, options: dict[str, Any], strict: bool
+    network: Network, options: dict[str, Any]
 ) -> None:
-    if strict:
-        make_strict()
     before = snapshot()
     with holder(**options) as process:
         assert snapshot() != before
         kill(process)
     until(lambda: nftables.tables() == set(), "the owned tables to vanish")
     for family in (4, 6):
-        with network.inet.bound(FAR[family], 9, UDP) as far, send(network, FAR[family]):
-            assert received(far) == (b"sent", CLIENT[family])
+        with network.inet.bound(FAR[family], 9, UDP) as far:
+            assert_arrives(network, far, CLIENT[family])
     (instance,) = find_instances()
     assert not instance.alive
     lines = recover([instance])
@@ -117,13 +120,10 @@ def test_kill_switch_stays_closed_until_recovery(network: Network, family: int) 
     closed = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM}
     for target, port in ((FAR[family], 9), (LAN[family], 53)):
         assert errno_of_sending(network, target, port) in closed
-    with network.lan.bound(LAN[family], 9, UDP) as lan, send(network, LAN[family]):
-        assert received(lan) == (b"sent", ROUTER[family])
-    with (
-        network.inet.bound(INET[family], 22, UDP) as server,
-        send(network, INET[family], 22, mark=marks.BYPASS_MARK),
-    ):
-        assert received(server) == (b"sent", CLIENT[family])
+    with network.lan.bound(LAN[family], 9, UDP) as lan:
+        assert_arrives(network, lan, ROUTER[family])
+    with network.inet.bound(INET[family], 22, UDP) as server:
+        assert_arrives(network, server, CLIENT[family], mark=marks.BYPASS_MARK)
     lines = recover(find_instances())
     assert any("nftables table" in line for line in lines)
     assert errno_of_sending(network, FAR[family]) == 0
@@ -170,8 +170,8 @@ def test_kill_switch_holds_until_the_next_instance_takes_its_place(network: Netw
     # One that does not. The state of the first is that of this process, which lives: drop it.
     (left,) = find_instances()
     assert left.state.plan == plan
-    with captured(network, plan) as (_, device), send(network, FAR[4]):
-        assert device.read().destination == FAR[4]
+    with captured(network, plan) as (_, device):
+        assert_captured(network, device, FAR[4])
     assert errno_of_sending(network, FAR[4]) == 0
     left.remove()
     assert find_instances() == []
@@ -218,23 +218,19 @@ def test_undo_before_apply_removes_the_cgroups_only(network: Network) -> None:
     plan = make_plan(run=True)
     capture = Capture(plan)
     capture.prepare()
-    assert capture.run_cgroup is not None
-    assert capture.run_cgroup.exists
+    assert run_group(capture).exists
     assert capture.undo() == []
     assert snapshot() == before
 
 
 def test_bypass_cgroup_goes_with_its_last_process(network: Network) -> None:
     """The engine still runs when the capture is undone."""
-    plan = make_plan()
     before = snapshot()
-    with network.tun(plan):
-        capture = Capture(plan)
-        capture.prepare()
+    with prepared(network) as (capture, _):
         capture.apply(SERVER)
-        assert capture.bypass_cgroup is not None
-        with inside(capture.bypass_cgroup):
+        group = bypass_group(capture)
+        with inside(group):
             assert capture.undo() == []
-            assert capture.bypass_cgroup.exists
+            assert group.exists
         assert capture.undo() == []
     assert snapshot() == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,11 +15,18 @@ from tests.helpers.capture import (
     LOCAL,
     STUB_ASKER,
     TCP,
+    TUN,
     UDP,
+    Resolvectl,
+    assert_answered,
+    assert_arrives,
+    assert_captured,
     captured,
     make_plan,
     make_vpn_plan,
     network,
+    prepared,
+    resolvectl,
     send,
 )
 from tests.helpers.netns import (
@@ -34,46 +40,30 @@ from tests.helpers.netns import (
     Network,
     accept,
     families,
-    received,
     snapshot,
 )
-from tunproxy.app.capture import Capture
 from tunproxy.errors import MachineError
+from tunproxy.linux import marks
 
 if TYPE_CHECKING:
-    import pathlib
-
     from tunproxy.app.plan import CapturePlan
 
-__all__ = ["network"]
+__all__ = ["network", "resolvectl"]
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.usefixtures("resolvectl")]
 
 SPLIT = ("corp.example", "18.198.in-addr.arpa")
 ways = pytest.mark.parametrize("way", ["stub", "resolved"])
-
-
-@pytest.fixture(autouse=True)
-def resolvectl(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """One that writes down its arguments, unless there is a file that says it refuses."""
-    program = tmp_path / "resolvectl"
-    program.write_text(
-        f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\n'
-        f'test ! -e {tmp_path}/refuse || {{ echo "Access denied" >&2; exit 1; }}\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return tmp_path
 
 
 def split_plan(way: str, **options: Any) -> CapturePlan:
     return msgspec.structs.replace(make_plan(**options), split=SPLIT, **{way: True})
 
 
-def test_resolved_is_told_which_names_are_ours(network: Network, resolvectl: pathlib.Path) -> None:
+def test_resolved_is_told_which_names_are_ours(network: Network, resolvectl: Resolvectl) -> None:
     with captured(network, split_plan("resolved")):
         pass
-    assert (resolvectl / "calls").read_text().splitlines() == [
+    assert resolvectl.calls() == [
         "domain tun0 ~corp.example ~18.198.in-addr.arpa",
         "default-route tun0 false",
         "dns tun0 198.18.0.2 fd00:7470::2",
@@ -83,16 +73,15 @@ def test_resolved_is_told_which_names_are_ours(network: Network, resolvectl: pat
     ]
 
 
-def test_a_refusal_of_resolved_is_the_end(network: Network, resolvectl: pathlib.Path) -> None:
+def test_a_refusal_of_resolved_is_the_end(network: Network, resolvectl: Resolvectl) -> None:
     """Nobody would ask us for our names: others would be asked for them."""
-    (resolvectl / "refuse").touch()
-    plan = split_plan("resolved")
+    resolvectl.refuse("domain")
     before = snapshot()
-    with network.tun(plan):
-        capture = Capture(plan)
-        capture.prepare()
-        with pytest.raises(MachineError, match="Access denied"):
-            capture.apply([])
+    with (
+        prepared(network, split_plan("resolved")) as (capture, _),
+        pytest.raises(MachineError, match="Access denied"),
+    ):
+        capture.apply([])
     assert snapshot() == before
 
 
@@ -109,19 +98,14 @@ def test_queries_to_others_go_to_them(
         captured(network, split_plan(way, **options)) as (_, device),
     ):
         for resolver, source in ((far, CLIENT), (lan, ROUTER)):
-            with send(network, resolver.getsockname()[0], 53):
-                assert received(resolver) == (b"sent", source[family])
+            assert_arrives(network, resolver, source[family])
         with network.client.open_socket(family, TCP) as sock:
             sock.connect((FAR[family], 53))
             accept(listener).close()
         # All else is captured as ever, and so is what is asked at our own address.
-        with send(network, FAR[family]):
-            assert device.read().destination == FAR[family]
+        assert_captured(network, device, FAR[family])
         with send(network, DNS[family], 53) as sock:
-            packet = device.read()
-            assert packet.destination == DNS[family]
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", DNS[family])
+            assert_answered(device, sock, TUN[family], DNS[family])
 
 
 @families
@@ -132,12 +116,8 @@ def test_queries_to_a_stub_are_diverted(network: Network, family: int) -> None:
         captured(network, split_plan("stub")) as (capture, device),
     ):
         with send(network, STUB[family], 53) as sock:
-            packet = device.read()
-            assert (packet.source, packet.destination) == (STUB_ASKER[family], DNS[family])
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", STUB[family])
-        with send(network, STUB[family], 53, mark=0x374):
-            assert received(stub) == (b"sent", LOOPBACK[family])
+            assert_answered(device, sock, STUB_ASKER[family], DNS[family], STUB[family])
+        assert_arrives(network, stub, LOOPBACK[family], mark=marks.BYPASS_MARK)
         assert capture.plan.diverts
 
 
@@ -146,26 +126,21 @@ def test_queries_to_resolved_are_its_business(network: Network, family: int) -> 
     with (
         network.client.bound(STUB[family], 53, UDP) as stub,
         captured(network, split_plan("resolved")),
-        send(network, STUB[family], 53),
     ):
-        assert received(stub) == (b"sent", LOOPBACK[family])
+        assert_arrives(network, stub, LOOPBACK[family])
 
 
 @families
 def test_queries_to_included_networks(network: Network, family: int) -> None:
     """Resolved asks nobody there for names that are not ours; another resolver might."""
     include = tuple(ipaddress.ip_network(each[family]) for each in (FAR, OTHER))
-    with (
-        captured(network, split_plan("resolved", include=include)) as (_, device),
-        send(network, FAR[family], 53),
-    ):
-        assert device.read().destination == FAR[family]
+    with captured(network, split_plan("resolved", include=include)) as (_, device):
+        assert_captured(network, device, FAR[family], 53)
     with (
         network.inet.bound(FAR[family], 53, UDP) as far,
         captured(network, split_plan("stub", include=include)) as (_, device),
     ):
-        with send(network, FAR[family], 53):
-            assert received(far) == (b"sent", CLIENT[family])
+        assert_arrives(network, far, CLIENT[family])
         with send(network, FAR[family]):
             assert device.read().dport == 9
 
@@ -181,10 +156,7 @@ def test_queries_of_clients_are_captured(network: Network, family: int, way: str
         for target, seen in ((FAR[family], FAR[family]), (ROUTER[family], DNS[family])):
             sock = stack.enter_context(network.lan.bound_client(LAN[family], UDP))
             sock.sendto(b"sent", (target, 53))
-            packet = device.read()
-            assert (packet.source, packet.destination) == (LAN[family], seen)
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", target)
+            assert_answered(device, sock, LAN[family], seen, target)
 
 
 @families
@@ -195,9 +167,6 @@ def test_a_link_gets_the_queries_to_its_resolvers(network: Network, family: int)
         network.inet.bound(FAR[family], 53, UDP) as far,
         captured(network, plan) as (_, device),
     ):
-        with send(network, FAR[family], 53):
-            assert received(far) == (b"sent", CLIENT[family])
-        with send(network, LINK_DNS[family], 53):
-            assert device.read().destination == LINK_DNS[family]
-        with send(network, FAR[family]):
-            assert device.read().destination == FAR[family]
+        assert_arrives(network, far, CLIENT[family])
+        assert_captured(network, device, LINK_DNS[family], 53)
+        assert_captured(network, device, FAR[family])

@@ -16,10 +16,17 @@ from tests.helpers.capture import (
     PEER,
     TCP,
     UDP,
+    assert_answered,
+    assert_arrives,
+    assert_captured,
+    begin_tcp,
+    bypass_group,
     captured,
-    make_strict,
     make_vpn_plan,
     network,
+    prepared,
+    rp_filter,
+    rp_filters,
     send,
 )
 from tests.helpers.netns import (
@@ -38,10 +45,9 @@ from tests.helpers.netns import (
     received,
     snapshot,
 )
-from tunproxy.app.capture import Capture
 from tunproxy.linux import marks
 
-__all__ = ["network"]
+__all__ = ["network", "rp_filter"]
 
 pytestmark = pytest.mark.netns
 
@@ -57,10 +63,7 @@ _CLOSED = r"unreachable|No route|not permitted"
 @families
 def test_everything_comes_with_the_address_of_the_link(network: Network, family: int) -> None:
     with captured(network, make_vpn_plan()) as (_, device), send(network, FAR[family]) as sock:
-        packet = device.read()
-        assert (packet.source, packet.destination) == (LINK[family], FAR[family])
-        device.answer(packet, b"answer")
-        assert received(sock) == (b"answer", FAR[family])
+        assert_answered(device, sock, LINK[family], FAR[family])
 
 
 @families
@@ -77,11 +80,9 @@ def test_the_lan_the_server_and_what_is_bound_elsewhere_stay(network: Network, f
             (far, CLIENT, {"mark": marks.BYPASS_MARK}),
             (far, CLIENT, {"bind": CLIENT[family]}),
         ):
-            with send(network, listener.getsockname()[0], **options):
-                assert received(listener) == (b"sent", source[family])
+            assert_arrives(network, listener, source[family], **options)
         # The next packet on the device is the first there.
-        with send(network, OTHER[family]):
-            assert device.read().destination == OTHER[family]
+        assert_captured(network, device, OTHER[family])
 
 
 @families
@@ -102,22 +103,14 @@ def test_a_connection_that_came_in_survives(network: Network, family: int) -> No
 
 
 @families
-@pytest.mark.parametrize("strict", [False, True])
-def test_the_bypass_cgroup_goes_out_with_the_right_source(
-    network: Network, family: int, strict: bool
-) -> None:
-    if strict:
-        make_strict()
+@rp_filters
+def test_the_bypass_cgroup_goes_out_with_the_right_source(network: Network, family: int) -> None:
     with (
         network.inet.bound(FAR[family], 9, UDP) as far,
         captured(network, make_vpn_plan(link=WITH_DNS)) as (capture, _),
+        inside(bypass_group(capture)),
     ):
-        assert capture.bypass_cgroup is not None
-        with inside(capture.bypass_cgroup), send(network, FAR[family]) as sock:
-            data, source = far.recvfrom(100)
-            assert (data, source[0]) == (b"sent", CLIENT[family])
-            far.sendto(b"back", source)
-            assert received(sock) == (b"back", FAR[family])
+        assert_arrives(network, far, CLIENT[family])
 
 
 @families
@@ -130,22 +123,21 @@ def test_only_what_is_behind_the_link(network: Network, family: int) -> None:
         captured(network, plan) as (_, device),
     ):
         for listener in (other, resolver):
-            target, port = listener.getsockname()[:2]
-            with send(network, target, port):
-                assert received(listener) == (b"sent", CLIENT[family])
+            assert_arrives(network, listener, CLIENT[family])
         for target in (FAR[family], PEER[family]):
-            with send(network, target):
-                packet = device.read()
-                assert (packet.source, packet.destination) == (LINK[family], target)
+            with send(network, target) as sock:
+                assert_answered(device, sock, LINK[family], target)
 
 
 @families
 def test_a_peer_outside_of_the_links_network(network: Network, family: int) -> None:
     length = {4: 32, 6: 128}[family]
     link = {"local": (f"{LINK[family]}/{length}",), "peers": (PEER[family],)}
-    with captured(network, make_vpn_plan(link=link)) as (_, device), send(network, PEER[family]):
-        packet = device.read()
-        assert (packet.source, packet.destination) == (LINK[family], PEER[family])
+    with (
+        captured(network, make_vpn_plan(link=link)) as (_, device),
+        send(network, PEER[family]) as sock,
+    ):
+        assert_answered(device, sock, LINK[family], PEER[family])
 
 
 @families
@@ -155,10 +147,9 @@ def test_answers_to_somebody_behind_the_link_who_is_not_included(
     """Bound to the link's address, they can only go there."""
     with (
         captured(network, make_vpn_plan(link={"local": LOCAL})) as (_, device),
-        send(network, FAR[family], bind=LINK[family]),
+        send(network, FAR[family], bind=LINK[family]) as sock,
     ):
-        packet = device.read()
-        assert (packet.source, packet.destination) == (LINK[family], FAR[family])
+        assert_answered(device, sock, LINK[family], FAR[family])
 
 
 @families
@@ -169,22 +160,14 @@ def test_queries_go_to_the_links_resolver_wherever_they_were_meant_for(
     with captured(network, make_vpn_plan(link=link)) as (_, device):
         for target in (LAN[family], FAR[family], INET[family]):
             with send(network, target, 53) as sock:
-                packet = device.read()
-                assert (packet.source, packet.destination) == (LINK[family], LINK_DNS[family])
-                device.answer(packet, b"answer")
-                assert received(sock) == (b"answer", target)
-        with network.client.open_socket(family, TCP) as tcp:
-            tcp.setblocking(False)
-            tcp.connect_ex((LAN[family], 53))
+                assert_answered(device, sock, LINK[family], LINK_DNS[family], target)
+        with begin_tcp(network, LAN[family], 53):
             assert device.read().destination == LINK_DNS[family]
 
 
 def test_the_second_resolver_can_be_asked(network: Network) -> None:
-    with (
-        captured(network, make_vpn_plan(link=WITH_DNS)) as (_, device),
-        send(network, "10.74.0.54", 53),
-    ):
-        assert device.read().destination == "10.74.0.54"
+    with captured(network, make_vpn_plan(link=WITH_DNS)) as (_, device):
+        assert_captured(network, device, "10.74.0.54", 53)
 
 
 def test_a_stub_on_this_machine_is_not_asked(network: Network) -> None:
@@ -192,10 +175,7 @@ def test_a_stub_on_this_machine_is_not_asked(network: Network) -> None:
         captured(network, make_vpn_plan(link=WITH_DNS)) as (_, device),
         send(network, STUB[4], 53) as sock,
     ):
-        packet = device.read()
-        assert (packet.source, packet.destination) == (LINK[4], LINK_DNS[4])
-        device.answer(packet, b"answer")
-        assert received(sock) == (b"answer", STUB[4])
+        assert_answered(device, sock, LINK[4], LINK_DNS[4], STUB[4])
 
 
 def test_systemd_resolved_is_asked_where_it_has_been_told(
@@ -209,12 +189,10 @@ def test_systemd_resolved_is_asked_where_it_has_been_told(
         network.client.bound(STUB[4], 53, UDP) as stub,
         captured(network, make_vpn_plan(link=DNS4_ONLY)) as (_, device),
     ):
-        with send(network, STUB[4], 53):
-            assert received(stub) == (b"sent", "127.0.0.1")
+        assert_arrives(network, stub, "127.0.0.1")
         with send(network, FAR[4], 53):
             assert device.read().destination == LINK_DNS[4]
-        with send(network, FAR[6], 53):
-            assert device.read().destination == FAR[6]
+        assert_captured(network, device, FAR[6], 53)
     assert told == [("tun0", [LINK_DNS[4]], ()), "tun0"]
 
 
@@ -231,8 +209,7 @@ def test_a_query_that_no_resolver_would_get_is_refused(
             send(network, FAR[6], 53)
         with network.client.open_socket(6, TCP) as tcp, pytest.raises(ConnectionRefusedError):
             tcp.connect((FAR[6], 53))
-        with send(network, FAR[6], 53, mark=marks.BYPASS_MARK):
-            assert received(resolver) == (b"sent", CLIENT[6])
+        assert_arrives(network, resolver, CLIENT[6], mark=marks.BYPASS_MARK)
 
 
 def test_excluded_networks_are_asked_themselves(network: Network) -> None:
@@ -240,11 +217,8 @@ def test_excluded_networks_are_asked_themselves(network: Network) -> None:
     with captured(network, plan) as (_, device):
         for family in (4, 6):
             for port in (53, 9):
-                with (
-                    network.inet.bound(FAR[family], port, UDP) as far,
-                    send(network, FAR[family], port),
-                ):
-                    assert received(far) == (b"sent", CLIENT[family])
+                with network.inet.bound(FAR[family], port, UDP) as far:
+                    assert_arrives(network, far, CLIENT[family])
         with send(network, OTHER[4], 53):
             assert device.read().destination == LINK_DNS[4]
 
@@ -253,9 +227,8 @@ def test_ipv6_that_the_link_does_not_carry(network: Network) -> None:
     with (
         network.inet.bound(FAR[6], 9, UDP) as far,
         captured(network, make_vpn_plan(link=IPV4_ONLY)),
-        send(network, FAR[6]),
     ):
-        assert received(far) == (b"sent", CLIENT[6])
+        assert_arrives(network, far, CLIENT[6])
 
 
 @pytest.mark.parametrize(("carried", "closed"), [(4, 6), (6, 4)])
@@ -267,22 +240,15 @@ def test_the_kill_switch_closes_what_the_link_does_not_carry(
     with captured(network, make_vpn_plan(link=link, kill_switch=True)) as (_, device):
         with pytest.raises(OSError, match=_CLOSED):
             send(network, FAR[closed])
-        with (
-            network.lan.bound(LAN[closed], 9, UDP) as lan,
-            send(network, LAN[closed]),
-        ):
-            assert received(lan) == (b"sent", ROUTER[closed])
-        with send(network, FAR[carried]):
-            assert device.read().destination == FAR[carried]
+        with network.lan.bound(LAN[closed], 9, UDP) as lan:
+            assert_arrives(network, lan, ROUTER[closed])
+        assert_captured(network, device, FAR[carried])
     assert snapshot() == before
 
 
 @families
 def test_the_kill_switch_holds_without_the_device(network: Network, family: int) -> None:
-    plan = make_vpn_plan(kill_switch=True)
-    capture = Capture(plan)
-    with network.tun(plan):
-        capture.prepare()
+    with prepared(network, make_vpn_plan(kill_switch=True)) as (capture, _):
         capture.apply([])
     with pytest.raises(OSError, match=_CLOSED):
         send(network, FAR[family])
@@ -295,10 +261,7 @@ def test_a_gateway_masquerades_and_asks_the_links_resolver(network: Network, fam
     with captured(network, plan) as (_, device), network.lan.open_socket(family, UDP) as sock:
         for port, expected in ((9, FAR[family]), (53, LINK_DNS[family])):
             sock.sendto(b"sent", (FAR[family], port))
-            packet = device.read()
-            assert (packet.source, packet.destination) == (LINK[family], expected)
-            device.answer(packet, b"answer")
-            assert received(sock) == (b"answer", FAR[family])
+            assert_answered(device, sock, LINK[family], expected, FAR[family])
 
 
 @families
@@ -334,16 +297,10 @@ def test_a_tap_sends_by_way_of_its_peer(network: Network) -> None:
     link = {"local": LOCAL, "peers": tuple(PEER.values()), "routes": ("default",)}
     with captured(network, make_vpn_plan(tap=True, link=link)):
         for family in (4, 6):
-            way = subprocess.run(
-                ["ip", "route", "get", FAR[family]], check=True, capture_output=True, text=True
-            ).stdout
-            assert f"via {PEER[family]} dev tun0" in way
-            near = PEER[family][:-1] + "9"
-            way = subprocess.run(
-                ["ip", "route", "get", near], check=True, capture_output=True, text=True
-            ).stdout
-            assert "via" not in way
-            assert "dev tun0" in way
+            assert f"via {PEER[family]} dev tun0" in _way(FAR[family])
+            near = _way(PEER[family][:-1] + "9")
+            assert "via" not in near
+            assert "dev tun0" in near
 
 
 def test_undo_leaves_nothing(network: Network) -> None:
@@ -351,6 +308,12 @@ def test_undo_leaves_nothing(network: Network) -> None:
     with captured(network, make_vpn_plan(link=WITH_DNS, gateway=True, kill_switch=True)):
         assert snapshot() != before
     assert snapshot() == before
+
+
+def _way(target: str) -> str:
+    """How the kernel would send to ``target``."""
+    command = ["ip", "route", "get", target]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _network(text: str) -> object:

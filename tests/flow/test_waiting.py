@@ -60,10 +60,6 @@ class Slow:
         self.flows.append((network, ends, name))
         return self
 
-    def answer(self, program: str | None) -> None:
-        self.program = program
-        self.is_known = True
-
     def process(self) -> Owner | None:
         if not self.is_known:
             raise NotYetKnown("who?")
@@ -79,20 +75,33 @@ class Slow:
         return None
 
 
+class Asked(Dialogue):
+    """A dialogue whose rules ask for a fact."""
+
+    def __init__(self, rules: str = RULES, **options: Any) -> None:
+        self.facts = Slow()
+        super().__init__(rules=rules, facts=self.facts, **options)
+
+    def wanted(self) -> int:
+        """The number of the one question there is."""
+        event = self.event(FactWanted)
+        assert event.question == "who?"
+        return event.number
+
+    def found(self, number: int) -> None:
+        """Say that there is an answer, or will be none."""
+        self.engine.fact_found(number, self.now)
+
+    def answer(self, program: str | None) -> None:
+        """Answer the one question there is."""
+        number = self.wanted()
+        self.facts.program, self.facts.is_known = program, True
+        self.found(number)
+
+
 @pytest.fixture
-def slow() -> Slow:
-    return Slow()
-
-
-def dialogue_with(slow: Slow, **options: Any) -> Dialogue:
-    return Dialogue(rules=RULES, facts=slow, **options)
-
-
-def wanted(dialogue: Dialogue) -> int:
-    """The number of the one question there is."""
-    event = dialogue.event(FactWanted)
-    assert event.question == "who?"
-    return event.number
+def dialogue() -> Asked:
+    return Asked()
 
 
 @pytest.mark.parametrize("dst", [REAL4, REAL6])
@@ -100,67 +109,53 @@ def wanted(dialogue: Dialogue) -> int:
     ("program", "action"), [("curl", Action.DIRECT), ("ssh", Action.PROXY), (None, Action.PROXY)]
 )
 def test_syn_waits_for_the_answer(
-    slow: Slow, dst: bytes, program: str | None, action: Action
+    dialogue: Asked, dst: bytes, program: str | None, action: Action
 ) -> None:
-    dialogue = dialogue_with(slow)
     client = Initiator(dialogue, dst)
     client.syn()
-    number = wanted(dialogue)
     assert client.recv() == []
-    slow.answer(program)
-    dialogue.engine.fact_found(number, dialogue.now)
+    dialogue.answer(program)
     opened = dialogue.event(FlowOpened)
     assert opened.decision.action is action
     dialogue.engine.accept(opened.flow, dialogue.now)
     client.complete()
 
 
-def test_refused_by_the_answer(slow: Slow) -> None:
-    dialogue = dialogue_with(slow)
+def test_refused_by_the_answer(dialogue: Asked) -> None:
     client = Initiator(dialogue, REAL4)
     client.syn()
-    number = wanted(dialogue)
-    slow.answer("wget")
-    dialogue.engine.fact_found(number, dialogue.now)
+    dialogue.answer("wget")
     client.recv_one("R.")
     assert dialogue.engine.refused["rule"] == 1
     dialogue.assert_forgotten()
 
 
-def test_nothing_is_asked_where_an_earlier_rule_decides(slow: Slow) -> None:
-    dialogue = dialogue_with(slow)
+def test_nothing_is_asked_where_an_earlier_rule_decides(dialogue: Asked) -> None:
     Initiator(dialogue, REAL4, port=9).open()
 
 
-def test_who_is_asked_about(slow: Slow) -> None:
-    dialogue = dialogue_with(slow)
+def test_who_is_asked_about(dialogue: Asked) -> None:
     fake = dialogue.fake("a.example")
     Initiator(dialogue, fake, port=80, src_port=1234).syn()
-    wanted(dialogue)
-    assert slow.flows == [("tcp", (CLIENT4, 1234, fake, 80), "a.example")]
+    dialogue.wanted()
+    assert dialogue.facts.flows == [("tcp", (CLIENT4, 1234, fake, 80), "a.example")]
 
 
-def test_the_syn_that_comes_again_meanwhile(slow: Slow) -> None:
-    dialogue = dialogue_with(slow)
+def test_the_syn_that_comes_again_meanwhile(dialogue: Asked) -> None:
     client = Initiator(dialogue, REAL4)
     client.syn()
-    number = wanted(dialogue)
     client.send(SYN, seq=client.isn)
-    assert dialogue.events() == []
     assert dialogue.counters["facts_waiting"] == 1
-    slow.answer("curl")
-    dialogue.engine.fact_found(number, dialogue.now)
+    dialogue.answer("curl")
     dialogue.event(FlowOpened)
 
 
-def test_datagrams_wait_in_their_order(slow: Slow) -> None:
-    dialogue = dialogue_with(slow, features=frozenset({"udp4"}))
+def test_datagrams_wait_in_their_order() -> None:
+    dialogue = Asked(features=frozenset({"udp4"}))
     for count in range(MAX_DATAGRAMS + 2):
         dialogue.feed(datagram(REAL4, b"%d" % count))
-    number = wanted(dialogue)
     assert dialogue.counters["facts_waiting"] == 2
-    slow.answer(None)
-    dialogue.engine.fact_found(number, dialogue.now)
+    dialogue.answer(None)
     opened, *received = dialogue.events()
     assert isinstance(opened, FlowOpened)
     payloads = [bytes(event.payload) for event in received if isinstance(event, DatagramReceived)]
@@ -170,66 +165,57 @@ def test_datagrams_wait_in_their_order(slow: Slow) -> None:
     assert read_datagram(answer) == (REAL4, 4000, 40000, b"back")
 
 
-def test_echo_request_waits(slow: Slow) -> None:
-    dialogue = dialogue_with(slow, features=frozenset({"ping4"}))
+def test_echo_request_waits() -> None:
+    dialogue = Asked(features=frozenset({"ping4"}))
     dialogue.feed(echo_request(REAL4))
-    number = wanted(dialogue)
-    slow.answer(None)
-    dialogue.engine.fact_found(number, dialogue.now)
+    dialogue.answer(None)
     dialogue.event(EchoRequested)
 
 
-def test_answer_that_never_settles_it(slow: Slow) -> None:
-    dialogue = dialogue_with(slow)
+def test_answer_that_never_settles_it(dialogue: Asked) -> None:
     Initiator(dialogue, REAL4).syn()
-    for _ in range(MAX_ROUNDS - 1):
-        dialogue.engine.fact_found(wanted(dialogue), dialogue.now)
-    dialogue.engine.fact_found(wanted(dialogue), dialogue.now)
+    for _ in range(MAX_ROUNDS):
+        dialogue.found(dialogue.wanted())
     assert dialogue.events() == []
     assert dialogue.counters["facts_unsettled"] == 1
 
 
-def test_answer_to_nothing(slow: Slow) -> None:
-    dialogue = dialogue_with(slow)
-    dialogue.engine.fact_found(99, dialogue.now)
+def test_answer_to_nothing(dialogue: Asked) -> None:
+    dialogue.found(99)
     assert dialogue.events() == []
 
 
-def test_sniffed_flow_waits_for_the_answer_as_well(slow: Slow) -> None:
+def sniffed() -> tuple[Asked, Initiator]:
+    """A flow that was accepted to see what it says, and whose name does not decide."""
     rules = "DOMAIN,b.example,REJECT\nPROCESS-NAME,curl,DIRECT\nMATCH,PROXY"
-    dialogue = Dialogue(rules=rules, facts=slow, sniff=True)
+    dialogue = Asked(rules, sniff=True)
     client = Initiator(dialogue, REAL4, port=80)
     client.syn()
     client.complete()
     client.send(0x18, b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
-    number = wanted(dialogue)
-    slow.answer("curl")
-    dialogue.engine.fact_found(number, dialogue.now)
+    return dialogue, client
+
+
+def test_sniffed_flow_waits_for_the_answer_as_well() -> None:
+    dialogue, _ = sniffed()
+    dialogue.answer("curl")
     assert dialogue.event(FlowOpened).decision.action is Action.DIRECT
 
 
-def test_sniffed_flow_that_ends_before_the_answer(slow: Slow) -> None:
-    rules = "DOMAIN,b.example,REJECT\nPROCESS-NAME,curl,DIRECT\nMATCH,PROXY"
-    dialogue = Dialogue(rules=rules, facts=slow, sniff=True)
-    client = Initiator(dialogue, REAL4, port=80)
-    client.syn()
-    client.complete()
-    client.send(0x18, b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
-    number = wanted(dialogue)
+def test_sniffed_flow_that_ends_before_the_answer() -> None:
+    dialogue, client = sniffed()
+    number = dialogue.wanted()
     client.recv()
     client.send(0x04)
     assert dialogue.sent() == []
-    dialogue.engine.fact_found(number, dialogue.now)
+    dialogue.found(number)
     dialogue.assert_forgotten()
 
 
-def test_flow_that_is_refused_after_it_has_waited(slow: Slow) -> None:
-    dialogue = dialogue_with(slow)
+def test_flow_that_is_refused_after_it_has_waited(dialogue: Asked) -> None:
     client = Initiator(dialogue, REAL4)
     client.syn()
-    number = wanted(dialogue)
-    slow.answer("curl")
-    dialogue.engine.fact_found(number, dialogue.now)
+    dialogue.answer("curl")
     flow = dialogue.event(FlowOpened).flow
     dialogue.engine.refuse(flow, Refusal.REFUSED, dialogue.now)
     client.recv_one("R.")
