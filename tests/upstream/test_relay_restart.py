@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+
+import pytest
 
 from tests.helpers.aio import both_loops, until
 from tunproxy.errors import ServerError
 from tunproxy.upstream import relay_restart
 from tunproxy.upstream.relay_restart import RestartedRelay
-
-if TYPE_CHECKING:
-    import pytest
 
 
 class Thread:
@@ -59,6 +57,21 @@ async def test_there_is_one_line_or_none() -> None:
     assert (thing.is_up, thing.line(), line.closed) == (False, None, False)
     assert thing.counters == {"thing_down": 2}
     assert thing.changes == [True, False]
+
+
+@both_loops
+async def test_line_that_is_lost_while_it_is_made_is_none() -> None:
+    class Mayfly(Thing):
+        async def _make_line(self) -> Thread:
+            line = await super()._make_line()
+            self.lose()
+            return line
+
+    thing = Mayfly()
+    with pytest.raises(ServerError, match="as soon as it had begun"):
+        await thing.start()
+    assert not thing.is_up
+    assert True not in thing.changes
 
 
 @both_loops

@@ -63,10 +63,18 @@ class RestartedRelay(abc.ABC, Generic[AnyLine]):
         Raises:
             ServerError: it does not work out; why.
         """
-        if self._line is None:
-            self._line = await self._make_line()
-            self._lost.clear()
-            self.on_change()
+        if self._line is not None:
+            return
+        self._lost.clear()
+        try:
+            line = await self._make_line()
+            if self._lost.is_set():
+                raise ServerError("it has ended as soon as it had begun")
+        except BaseException:
+            self._lost.set()
+            raise
+        self._line = line
+        self.on_change()
 
     async def run(self) -> None:
         """Start again whenever the line is lost, until cancelled.
