@@ -99,6 +99,40 @@ def test_configure_link_without_device_says_what_to_do(namespace: Namespace) -> 
         netlink.configure_link("tun9", mtu=1500, addresses=[])
 
 
+@pytest.mark.parametrize("name", ["tun9", "", "a-name-of-16-chr", "a" * 200])
+def test_what_is_no_device_has_no_addresses(namespace: Namespace, name: str) -> None:
+    with Netlink() as netlink:
+        assert netlink.addresses(name) == set()
+
+
+def test_addresses_come_and_go_as_ip_sees_them(tun: Tun) -> None:
+    configure_link("tun0", mtu=1500, addresses=ADDRESSES)
+    subprocess.run(
+        ["ip", "addr", "add", "10.0.0.1", "peer", "10.0.0.2/31", "dev", "tun0"], check=True
+    )
+    subprocess.run(["ip", "addr", "add", "10.0.0.9/8", "dev", "lo"], check=True)
+    with Netlink() as netlink:
+        assert netlink.addresses("tun0") == {*map(str, ADDRESSES), "10.0.0.1/31"}
+        for address in ADDRESSES:
+            netlink.remove_address("tun0", address)
+            with pytest.raises(MachineError, match=f"cannot remove {address} from tun0"):
+                netlink.remove_address("tun0", address)
+        assert netlink.addresses("tun0") == {"10.0.0.1/31"}
+    (link,) = ip("addr", "show", "dev", "tun0")
+    assert [info["local"] for info in link["addr_info"]] == ["10.0.0.1"]
+
+
+def test_delete_link(namespace: Namespace) -> None:
+    namespace.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    with Netlink() as netlink:
+        netlink.delete_link("veth0")
+        with pytest.raises(MachineError, match="no network device veth0"):
+            netlink.delete_link("veth0")
+        with pytest.raises(MachineError, match="cannot delete lo"):
+            netlink.delete_link("lo")
+    assert [link["ifname"] for link in ip("link")] == ["lo"]
+
+
 def test_rules_are_what_ip_shows(namespace: Namespace) -> None:
     rules = [
         Rule(priority=7470, action="goto", target=7485, mark=0x374),
