@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import struct
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.helpers.tun_namespace import ip, network_namespace
 from tunproxy.errors import MachineError
-from tunproxy.linux import tun_devices
+from tunproxy.linux import rtnetlink
 from tunproxy.linux.tun import Tun
 from tunproxy.linux.tun_devices import TunDevice, find_device, list_devices
 from tunproxy.linux.tun_persistent import add_device
@@ -111,18 +110,12 @@ def test_inside_of_a_running_event_loop() -> None:
 
 
 def test_kernel_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(request: bytes) -> bytes:
+    def refuse(*args: object) -> None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 
-    monkeypatch.setattr(tun_devices, "_ask", refuse)
+    monkeypatch.setattr(rtnetlink.Socket, "dump", refuse)
     with pytest.raises(MachineError, match="Address family not supported by protocol"):
         list_devices()
-
-
-def test_error_of_the_kernel_is_raised() -> None:
-    beyond_all_types = struct.pack("=IHHII", 16, 0xFFFF, 1, 0, 0)
-    with pytest.raises(OSError, match="Operation not supported"):
-        tun_devices._ask(beyond_all_types)
 
 
 @pytest.mark.parametrize(

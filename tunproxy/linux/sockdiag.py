@@ -15,21 +15,19 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from .netlink_messages import NLM_F_REQUEST, Attributes, pack_message, read_messages
+
 if TYPE_CHECKING:
     from typing import Self
 
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
-_NLM_F_REQUEST: Final = 1
 _CGROUP_ID: Final = 21
 """INET_DIAG_CGROUP_ID, since Linux 5.8."""
-_TYPE_MASK: Final = 0x3FFF
-"""NLA_TYPE_MASK."""
 _ANY_STATE: Final = 0xFFFFFFFF
 _NO_COOKIE: Final = b"\xff" * 8
 _ANSWER_LEN: Final = 4096
 
-_NLMSGHDR: Final = struct.Struct("=IHHII")
 _REQUEST: Final = struct.Struct("=BBBxI2s2s16s16sI8s")
 """struct inet_diag_req_v2: family, protocol, extensions, states; then the socket's id: its port,
 the other's, its address, the other's, interface, cookie."""
@@ -37,7 +35,6 @@ _ANSWER_LEN_FIXED: Final = 72
 """Octets of struct inet_diag_msg."""
 _UID_AND_INODE: Final = struct.Struct("=II")
 _UID_AT: Final = 64
-_ATTRIBUTE: Final = struct.Struct("=HH")
 
 _PROTOCOLS: Final = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 
@@ -106,33 +103,22 @@ class SocketDiag:
 
     def _ask(self, request: bytes) -> SocketOwner | None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        head = _NLMSGHDR.pack(
-            _NLMSGHDR.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, self._sequence, 0
-        )
+        message = pack_message(_SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, self._sequence, request)
         with contextlib.suppress(BlockingIOError):
             # The kernel has answered before send() returns.
-            self._sock.send(head + request)
+            self._sock.send(message)
             while True:
-                answer = self._sock.recv(_ANSWER_LEN, socket.MSG_DONTWAIT)
-                _, kind, _, sequence, _ = _NLMSGHDR.unpack_from(answer)
-                if sequence == self._sequence:
-                    is_found = kind == _SOCK_DIAG_BY_FAMILY
-                    return _read(memoryview(answer)[_NLMSGHDR.size :]) if is_found else None
+                for answer in read_messages(self._sock.recv(_ANSWER_LEN, socket.MSG_DONTWAIT)):
+                    if answer.sequence == self._sequence:
+                        is_found = answer.kind == _SOCK_DIAG_BY_FAMILY
+                        return _read(answer.body) if is_found else None
         return None
 
 
-def _read(answer: memoryview) -> SocketOwner | None:
+def _read(answer: bytes) -> SocketOwner | None:
     """Read a struct inet_diag_msg and the attributes behind it."""
     uid, inode = _UID_AND_INODE.unpack_from(answer, _UID_AT)
     if not inode:
         return None  # it is closed, and what is left of it is nobody's
-    cgroup_id = None
-    position = _ANSWER_LEN_FIXED
-    while position + _ATTRIBUTE.size <= len(answer):
-        length, kind = _ATTRIBUTE.unpack_from(answer, position)
-        if length < _ATTRIBUTE.size:
-            break
-        if kind & _TYPE_MASK == _CGROUP_ID:
-            (cgroup_id,) = struct.unpack_from("=Q", answer, position + _ATTRIBUTE.size)
-        position += (length + 3) & ~3
+    cgroup_id = Attributes(answer[_ANSWER_LEN_FIXED:]).number(_CGROUP_ID)
     return SocketOwner(uid, inode, cgroup_id)

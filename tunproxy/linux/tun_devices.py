@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import grp
-import os
 import pwd
-import socket
-import struct
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from ..errors import MachineError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from . import rtnetlink
+from .netlink_messages import Attributes
+from .rtnetlink import IFLA_INFO_DATA, IFLA_INFO_KIND, IFLA_LINKINFO
 
 Kind: TypeAlias = Literal["tun", "tap"]
 
 _TAP: Final = 2  # IFF_TAP, what IFLA_TUN_TYPE says
 
-# include/uapi/linux/netlink.h
-_NLMSGHDR: Final = struct.Struct("=IH10x")  # struct nlmsghdr: length, type, what we do not read
-_NLMSG_ERROR: Final = 2
-_NLMSG_DONE: Final = 3
-_ANSWER_LEN: Final = 1 << 16
-"""Octets of one read; the kernel never puts more than 32 KiB of a dump into one datagram."""
+# include/uapi/linux/if_link.h
+_IFLA_TUN_OWNER: Final = 1
+_IFLA_TUN_GROUP: Final = 2
+_IFLA_TUN_TYPE: Final = 3
+_IFLA_TUN_PERSIST: Final = 6
+_IFLA_TUN_MULTI_QUEUE: Final = 7
+_IFLA_TUN_NUM_QUEUES: Final = 8
+_IFLA_TUN_NUM_DISABLED_QUEUES: Final = 9
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,72 +97,42 @@ def group_name(gid: int) -> str:
         return str(gid)
 
 
-def _devices() -> Iterator[TunDevice]:
-    # Loaded here: it takes 0.1 s, and most who import this module never ask. Only the messages are
-    # pyroute2's: its sockets run an event loop of their own, which cannot be done inside of one.
-    from pyroute2.netlink import NLM_F_DUMP, NLM_F_REQUEST
-    from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_NEWLINK
-    from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-    from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
-    request: Any = ifinfmsg()
-    request["header"]["type"] = RTM_GETLINK
-    request["header"]["flags"] = NLM_F_REQUEST | NLM_F_DUMP
-    request.encode()
+def _devices() -> list[TunDevice]:
+    # The kernel lists links of this kind only; one that has no TUN driver lists all.
+    request = rtnetlink.link_message({IFLA_LINKINFO: {IFLA_INFO_KIND: "tun"}})
     try:
-        answer = _ask(bytes(request.data))
+        with rtnetlink.Socket() as kernel:
+            return kernel.dump(rtnetlink.RTM_GETLINK, request, _read)
     except OSError as error:
         raise MachineError(
             f"the kernel does not list the network devices ({error.strerror}); run as root, "
             "outside of the sandbox that forbids it"
         ) from error
-    for message in MarshalRtnl().parse(answer):
-        device = _read(message) if message["header"]["type"] == RTM_NEWLINK else None
-        if device is not None:
-            yield device
 
 
-def _ask(request: bytes) -> bytes:
-    """Send a dump request to rtnetlink and return all that is answered; see netlink(7)."""
-    answer = bytearray()
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
-        sock.send(request)
-        while True:
-            part = sock.recv(_ANSWER_LEN)
-            answer += part
-            at = 0
-            while at < len(part):
-                length, kind = _NLMSGHDR.unpack_from(part, at)
-                if kind == _NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", part, at + _NLMSGHDR.size)
-                    raise OSError(-code, os.strerror(-code))
-                if kind == _NLMSG_DONE:
-                    return bytes(answer)
-                at += length + 3 & ~3
-
-
-def _read(message: Any) -> TunDevice | None:
+def _read(body: bytes) -> TunDevice | None:
     """Make a device of one RTM_NEWLINK."""
-    info = message.get_attr("IFLA_LINKINFO")
-    if info is None or info.get_attr("IFLA_INFO_KIND") != "tun":
+    link = Attributes(body[rtnetlink.LINK.size :])
+    info = link.nested(IFLA_LINKINFO)
+    if info is None or info.text(IFLA_INFO_KIND) != "tun":
         return None
-    data = info.get_attr("IFLA_INFO_DATA")
+    data = info.nested(IFLA_INFO_DATA)
     if data is None:  # a device that is on its way out
         return None
-    multi_queue = bool(data.get_attr("IFLA_TUN_MULTI_QUEUE"))
+    multi_queue = bool(data.number(_IFLA_TUN_MULTI_QUEUE))
     if multi_queue:
-        queues = data.get_attr("IFLA_TUN_NUM_QUEUES") + (
-            data.get_attr("IFLA_TUN_NUM_DISABLED_QUEUES")
+        queues = sum(
+            data.number(kind) or 0 for kind in (_IFLA_TUN_NUM_QUEUES, _IFLA_TUN_NUM_DISABLED_QUEUES)
         )
     else:
         # The one queue of the others is not counted; with it, the carrier comes and goes.
-        queues = int(bool(message.get_attr("IFLA_CARRIER")))
+        queues = int(bool(link.number(rtnetlink.IFLA_CARRIER)))
     return TunDevice(
-        name=message.get_attr("IFLA_IFNAME"),
-        kind="tap" if data.get_attr("IFLA_TUN_TYPE") == _TAP else "tun",
-        owner=data.get_attr("IFLA_TUN_OWNER"),
-        group=data.get_attr("IFLA_TUN_GROUP"),
+        name=link.text(rtnetlink.IFLA_IFNAME) or "",
+        kind="tap" if data.number(_IFLA_TUN_TYPE) == _TAP else "tun",
+        owner=data.number(_IFLA_TUN_OWNER),
+        group=data.number(_IFLA_TUN_GROUP),
         multi_queue=multi_queue,
         queues=queues,
-        persistent=bool(data.get_attr("IFLA_TUN_PERSIST")),
+        persistent=bool(data.number(_IFLA_TUN_PERSIST)),
     )
