@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tunproxy.errors import MachineError
 from tunproxy.linux.namespace import Namespace, connect
 
 pytestmark = pytest.mark.netns
@@ -51,3 +52,28 @@ def test_the_machines_own_namespace_sees_neither_end() -> None:
         before = set(os.listdir("/sys/class/net"))
         connect(a, "tpleft", b, "tpright")
         assert set(os.listdir("/sys/class/net")) == before
+
+
+def test_an_address_is_tentative_until_nobody_else_has_it() -> None:
+    tag = os.getpid()
+    with Namespace(f"tpf-{tag}") as a, Namespace(f"tpg-{tag}") as b:
+        connect(a, "left", b, "right")
+        a.add_address("left", "fd99::1/64")
+        # No carrier, so that the answer stays what it is.
+        _run(a, "ip", "address", "add", "fd99::2/64", "dev", "left")
+        assert not a.is_settled()
+        _run(a, "ip", "address", "delete", "fd99::2/64", "dev", "left")
+        assert a.is_settled()
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    name = f"tph-{os.getpid()}"
+    taken = pytest.raises(MachineError, match=f"'ip netns add {name}' failed .*File exists")
+    with Namespace(name), taken:
+        Namespace(name)
+
+
+def test_without_ip_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(MachineError, match="install iproute2"):
+        Namespace("tpi")

@@ -40,7 +40,7 @@ def demo(*, verbosity: int = 0) -> int:
         TunproxyError: it cannot be run here, or something in it failed.
     """
     privileges.require_root()
-    for tool in ("curl", "nft", "nsenter", "unshare"):
+    for tool in ("curl", "ip", "nft", "nsenter", "unshare"):
         if shutil.which(tool) is None:
             raise MachineError(f"the demo needs {tool}: install it and start again")
     began = time.monotonic()

@@ -1,46 +1,37 @@
 """Network namespaces of our own: hosts and cables, as many as a demonstration needs.
 
-Read network_namespaces(7) and ip-netns(8) before editing: a namespace lives as long as its name in
+What is done to them is done by ip(8), which can enter them while we stay where we are. Read
+network_namespaces(7) and ip-netns(8) before editing: a namespace lives as long as its name in
 /run/netns, or a process in it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
+import json
 import os
-from typing import TYPE_CHECKING, Any
-
-from pyroute2 import NetNS, netns
+import subprocess
+from typing import TYPE_CHECKING
 
 from ..errors import MachineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 _RUN = "/run/netns"
-_IFA_F_NODAD = 0x02  # include/uapi/linux/if_addr.h
-_IFA_F_TENTATIVE = 0x40
 
 
 class Namespace:
-    """A namespace with a name; ``with`` removes it, and every device in it, at the end."""
+    """A namespace with a name; ``with`` removes it, and every device in it, at the end.
+
+    Every verb raises :class:`MachineError`: there is no ip(8), or the kernel does not let us.
+    """
 
     def __init__(self, name: str) -> None:
-        """Create it, with its loopback device up.
-
-        Raises:
-            MachineError: the kernel does not let us.
-        """
+        """Create it, with its loopback device up."""
         self.name = name
-        try:
-            netns.create(name)
-        except OSError as error:
-            raise MachineError(
-                f"cannot make the network namespace {name} ({error.strerror}); run as root"
-            ) from error
-        with self._route() as route:
-            _set(route, "lo", [])
+        _ip("netns", "add", name)
+        self._ip("link", "set", "lo", "up")
 
     def __enter__(self) -> Namespace:
         return self
@@ -50,8 +41,8 @@ class Namespace:
 
     def remove(self) -> None:
         """Delete the name; the kernel deletes the rest with the last process in it."""
-        with contextlib.suppress(FileNotFoundError):
-            netns.remove(self.name)
+        if os.path.exists(self.path):
+            _ip("netns", "delete", self.name)
 
     @property
     def path(self) -> str:
@@ -67,30 +58,28 @@ class Namespace:
 
     def add_address(self, device: str, *addresses: str) -> None:
         """Give ``device`` the ``addresses`` (with prefix lengths), and set it up."""
-        with self._route() as route:
-            _set(route, device, addresses)
+        for address in addresses:
+            usable_at_once = ["nodad"] if ipaddress.ip_interface(address).version == 6 else []
+            self._ip("address", "add", address, "dev", device, *usable_at_once)
+        self._ip("link", "set", device, "up")
 
     def add_default_route(self, gateway: str) -> None:
         """Send what has no other route to ``gateway``."""
-        with self._route() as route:
-            destination = "::/0" if ":" in gateway else "0.0.0.0/0"
-            route.route("add", dst=destination, gateway=gateway)
+        version = ipaddress.ip_address(gateway).version
+        self._ip(f"-{version}", "route", "add", "default", "via", gateway)
 
     def is_settled(self) -> bool:
         """Whether no address is tentative any more (duplicate address detection, RFC 4862 5.4)."""
-        with self._route() as route:
-            flags = (message.get_attr("IFA_FLAGS") or 0 for message in route.get_addr())
-            return not any(flag & _IFA_F_TENTATIVE for flag in flags)
+        links = json.loads(self._ip("-j", "address", "show", "tentative"))
+        return not any(link.get("addr_info") for link in links)
 
     def has_link(self, device: str) -> bool:
         """Whether there is a device of that name inside."""
-        with self._route() as route:
-            return bool(route.link_lookup(ifname=device))
+        links = json.loads(self._ip("-j", "link", "show"))
+        return device in (link["ifname"] for link in links)
 
-    @contextlib.contextmanager
-    def _route(self) -> Iterator[Any]:
-        with NetNS(self.name) as route:
-            yield route
+    def _ip(self, *args: str) -> str:
+        return _ip("-n", self.name, *args)
 
 
 def connect(a: Namespace, device_a: str, b: Namespace, device_b: str) -> None:
@@ -100,24 +89,21 @@ def connect(a: Namespace, device_a: str, b: Namespace, device_b: str) -> None:
         MachineError: the kernel does not let us.
     """
     # Made inside a namespace, so that the machine's own never sees either end.
-    with contextlib.ExitStack() as stack:
-        route = stack.enter_context(NetNS(a.name))
-        target = os.open(b.path, os.O_RDONLY | os.O_CLOEXEC)
-        stack.callback(os.close, target)
-        peer = {"ifname": device_b, "net_ns_fd": target}
-        route.link("add", ifname=device_a, kind="veth", peer=peer)
+    link = f"link add {device_a} type veth peer name {device_b} netns {b.name}"
+    _ip("-n", a.name, *link.split())
 
 
-def _set(route: Any, device: str, addresses: Sequence[str]) -> None:
-    index = route.link_lookup(ifname=device)[0]
-    for text in addresses:
-        interface = ipaddress.ip_interface(text)
-        flags = {"flags": _IFA_F_NODAD} if interface.version == 6 else {}
-        route.addr(
-            "add",
-            index=index,
-            address=str(interface.ip),
-            prefixlen=interface.network.prefixlen,
-            **flags,
+def _ip(*args: str) -> str:
+    """Run ip(8) and return what it says."""
+    try:
+        done = subprocess.run(["ip", *args], capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise MachineError(
+            f"cannot run ip ({error.strerror}): install iproute2 and start again"
+        ) from error
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise MachineError(
+            f"'ip {' '.join(args)}' failed ({reason}): run as root, where these names are free"
         )
-    route.link("set", index=index, state="up")
+    return done.stdout
