@@ -37,7 +37,7 @@ PURE = frozenset({"wire", "stack", "flow"})
 # fmt: off
 IMPURE_MODULES = frozenset({
     "asyncio", "asyncssh", "concurrent", "datetime", "fcntl", "glob", "http", "io",
-    "multiprocessing", "os", "pathlib", "pyroute2", "queue", "random", "resource", "sched",
+    "multiprocessing", "os", "pathlib", "queue", "random", "resource", "sched",
     "secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver", "ssl",
     "subprocess", "sys", "tempfile", "threading", "time", "urllib", "uuid", "uvloop",
 })

@@ -15,7 +15,7 @@ COMMANDS = {"up", "run", "bypass", "serve", "down", "recover", "check", "status"
 
 PCAP = ("--pcap", "f.pcap", "--pcap-filter")
 
-HEAVY = {"asyncio", "asyncssh", "uvloop", "pyroute2", "cryptography", "dpkt", "dnslib"}
+HEAVY = {"asyncio", "asyncssh", "uvloop", "cryptography", "dpkt", "dnslib"}
 
 
 def python(code: str, *args: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
@@ -94,7 +94,7 @@ def test_nothing_heavy_is_imported(args: list[str]) -> None:
 @pytest.mark.netns
 @pytest.mark.parametrize("command", ["down", "status"])
 def test_client_of_a_running_instance_is_light(command: str) -> None:
-    assert {"asyncssh", "uvloop", "pyroute2"} & loaded_by(command) == set()
+    assert {"asyncssh", "uvloop"} & loaded_by(command) == set()
 
 
 @pytest.mark.netns
