@@ -24,6 +24,7 @@ import time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ..errors import TunproxyError
+from ..linux.memory import give_back
 from ..linux.processes import Processes, cgroup_paths
 from . import ipc
 from .command import Command, ignored_signals
@@ -185,6 +186,8 @@ class Supervision:
 
     def run(self) -> int:
         """Wait for what happens until something ends it; return the exit status."""
+        # Before we were started, rule lists of many megabytes may have been read to check them.
+        give_back()
         while True:
             for key, _ in self._selector.select():
                 status: int | None = key.data()
