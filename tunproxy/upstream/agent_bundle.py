@@ -6,7 +6,7 @@ The parts are sent as they are: as modules of a package that exists in memory al
 from __future__ import annotations
 
 import functools
-import importlib.resources
+import pathlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ sys.modules["tunproxy_agent"] = package
 
 def part(name: str) -> str:
     """The text of one of PARTS."""
-    file = importlib.resources.files(__package__).joinpath(f"agent_{name}.py")
-    return file.read_text(encoding="utf-8")
+    return pathlib.Path(__file__).with_name(f"agent_{name}.py").read_text(encoding="utf-8")
 
 
 @functools.cache
