@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from scripts.benchlib.peers import Way
 
-_CONNECTIONS = 32
+CONNECTIONS = 32
 _PAUSE_S = 0.002
 """Between the small requests of one client."""
 _LEAST = 3
@@ -33,15 +33,15 @@ class Answered(NamedTuple):
     seconds: float
 
 
-def many(way: Way, seconds: float, *, keep_alive: bool) -> Answered:
-    """Have requests answered over some connections at a time; each has one or very many requests.
+def many(way: Way, seconds: float, *, keep_alive: bool, connections: int = CONNECTIONS) -> Answered:
+    """Have requests answered over so many connections at a time, one each or very many.
 
     Raises:
         Failed: some were not answered.
     """
     options = [] if keep_alive else ["-H", "Connection: close"]
     # wrk takes whole seconds.
-    words = ["wrk", "-t1", f"-c{_CONNECTIONS}", f"-d{max(1, round(seconds))}", *options]
+    words = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}", *options]
     return read_wrk(run_outside(way.host, *words, f"http://{way.address}:{WEB}/"))
 
 
