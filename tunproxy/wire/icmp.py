@@ -1,15 +1,10 @@
-"""ICMP (RFC 792) and ICMPv6 (RFC 4443): the errors we send and those we are sent.
-
-Off the hot path, so the formats are dpkt's.
-"""
+"""ICMP (RFC 792) and ICMPv6 (RFC 4443): the errors we send and those we are sent."""
 
 from __future__ import annotations
 
 import enum
 import struct
-from typing import TYPE_CHECKING
-
-import dpkt
+from typing import TYPE_CHECKING, Final
 
 from ..errors import WireError
 from . import checksum, ip, offload, rewrite
@@ -17,6 +12,26 @@ from . import checksum, ip, offload, rewrite
 if TYPE_CHECKING:
     from .ip import Buffer, Packet
     from .rewrite import Ends
+
+# RFC 792. Not from dpkt: that loads all the formats it knows, 3 MiB in a process that stays.
+_ECHO_REPLY4: Final = 0
+_UNREACHABLE4: Final = 3
+_UNREACHABLE4_PROTOCOL: Final = 2
+_UNREACHABLE4_TOO_BIG: Final = 4
+_SOURCE_QUENCH4: Final = 4
+_REDIRECT4: Final = 5
+_ECHO_REQUEST4: Final = 8
+_TIME_EXCEEDED4: Final = 11
+_PARAMETER_PROBLEM4: Final = 12
+
+# RFC 4443
+_UNREACHABLE6: Final = 1
+_TOO_BIG6: Final = 2
+_TIME_EXCEEDED6: Final = 3
+_PARAMETER_PROBLEM6: Final = 4
+_ECHO_REQUEST6: Final = 128
+_ECHO_REPLY6: Final = 129
+_REDIRECT6: Final = 137  # RFC 4861 4.5
 
 _ECHO = struct.Struct("!HH")
 MIN_MTU6 = 1280
@@ -84,16 +99,16 @@ def parse(packet: Packet, *, trusted: bool = False) -> Message:
         raise WireError("icmp_checksum")
     kind, code = view[0], view[1]
     if packet.version == 4:
-        if kind == dpkt.icmp.ICMP_ECHO:
+        if kind == _ECHO_REQUEST4:
             return Message(Kind.ECHO_REQUEST)
-        if kind == dpkt.icmp.ICMP_UNREACH and code == dpkt.icmp.ICMP_UNREACH_NEEDFRAG:
+        if kind == _UNREACHABLE4 and code == _UNREACHABLE4_TOO_BIG:
             return Message(Kind.TOO_BIG, int.from_bytes(view[6:8], "big"), view[8:])
         if kind in _ERRORS4:
             return Message(Kind.ERROR, 0, view[8:])
         return Message(Kind.OTHER)
-    if kind == dpkt.icmp6.ICMP6_ECHO_REQUEST:
+    if kind == _ECHO_REQUEST6:
         return Message(Kind.ECHO_REQUEST)
-    if kind == dpkt.icmp6.ICMP6_PACKET_TOO_BIG:
+    if kind == _TOO_BIG6:
         return Message(Kind.TOO_BIG, int.from_bytes(view[4:8], "big"), view[8:])
     return Message(Kind.ERROR, 0, view[8:]) if kind < 128 else Message(Kind.OTHER)
 
@@ -105,9 +120,9 @@ def parse_echo(packet: Packet) -> Echo:
     return Echo(ident, seq, view[8:])
 
 
-# Not ICMP_SRCQUENCH, which RFC 6633 tells hosts to ignore, nor redirects: they end no flow.
-_ERRORS4 = (dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_TIMEXCEED, dpkt.icmp.ICMP_PARAMPROB)
-_UNANSWERED4 = (*_ERRORS4, dpkt.icmp.ICMP_SRCQUENCH, dpkt.icmp.ICMP_REDIRECT)
+# Not source quench, which RFC 6633 tells hosts to ignore, nor redirects: they end no flow.
+_ERRORS4 = (_UNREACHABLE4, _TIME_EXCEEDED4, _PARAMETER_PROBLEM4)
+_UNANSWERED4 = (*_ERRORS4, _SOURCE_QUENCH4, _REDIRECT4)
 
 
 def _pseudo(packet: Packet, length: int) -> int:
@@ -130,7 +145,7 @@ def may_answer_with_error(packet: Packet) -> bool:
         return bool(packet.payload) and packet.payload[0] not in _UNANSWERED4
     if packet.version == 6 and packet.protocol == ip.ICMPV6:
         kind = packet.payload[0] if packet.payload else 0
-        return kind >= 128 and kind != dpkt.icmp6.ND_REDIRECT
+        return kind >= 128 and kind != _REDIRECT6
     return True
 
 
@@ -138,8 +153,8 @@ def echo_reply(src: bytes, dst: bytes, ident: int, seq: int, payload: Buffer) ->
     """The answer to an echo request, to write to the TUN."""
     rest = _ECHO.pack(ident, seq) + payload
     if len(src) == 4:
-        return _message4(dpkt.icmp.ICMP_ECHOREPLY, 0, rest, src, dst)
-    return _message6(dpkt.icmp6.ICMP6_ECHO_REPLY, 0, rest, src, dst)
+        return _message4(_ECHO_REPLY4, 0, rest, src, dst)
+    return _message6(_ECHO_REPLY6, 0, rest, src, dst)
 
 
 def unreachable(reason: Unreachable, original: Buffer, by: bytes | None = None) -> list[Buffer]:
@@ -149,8 +164,8 @@ def unreachable(reason: Unreachable, original: Buffer, by: bytes | None = None) 
     initiator's firewall expects to hear from. Or from the router ``by``, where one has said so.
     """
     if original[0] >> 4 == 4:
-        return _error4(dpkt.icmp.ICMP_UNREACH, reason.value[0], 0, original, by)
-    return _error6(dpkt.icmp6.ICMP6_DST_UNREACH, reason.value[1], 0, original, by)
+        return _error4(_UNREACHABLE4, reason.value[0], 0, original, by)
+    return _error6(_UNREACHABLE6, reason.value[1], 0, original, by)
 
 
 def too_big(mtu: int, original: Buffer) -> list[Buffer]:
@@ -158,22 +173,22 @@ def too_big(mtu: int, original: Buffer) -> list[Buffer]:
     (RFC 1191 4, RFC 4443 3.2). It comes from the address that was asked for."""
     if original[0] >> 4 == 4:
         word = min(mtu, 0xFFFF)
-        return _error4(dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_NEEDFRAG, word, original)
-    return _error6(dpkt.icmp6.ICMP6_PACKET_TOO_BIG, 0, max(mtu, MIN_MTU6), original)
+        return _error4(_UNREACHABLE4, _UNREACHABLE4_TOO_BIG, word, original)
+    return _error6(_TOO_BIG6, 0, max(mtu, MIN_MTU6), original)
 
 
 def hop_limit_exceeded(original: Buffer, by: bytes | None) -> list[Buffer]:
     """The error that ``original`` had to pass more routers than it may, said by the router ``by``
     (RFC 792, RFC 4443 3.3)."""
     if original[0] >> 4 == 4:
-        return _error4(dpkt.icmp.ICMP_TIMEXCEED, 0, 0, original, by)
-    return _error6(dpkt.icmp6.ICMP6_TIME_EXCEEDED, 0, 0, original, by)
+        return _error4(_TIME_EXCEEDED4, 0, 0, original, by)
+    return _error6(_TIME_EXCEEDED6, 0, 0, original, by)
 
 
 def unknown_protocol(packet: Packet) -> list[Buffer]:
     """The error that nobody speaks the protocol of ``packet``: RFC 792, RFC 4443 3.4 code 1."""
     if packet.version == 4:
-        return _error4(dpkt.icmp.ICMP_UNREACH, dpkt.icmp.ICMP_UNREACH_PROTO, 0, packet.view)
+        return _error4(_UNREACHABLE4, _UNREACHABLE4_PROTOCOL, 0, packet.view)
     field = ip.next_header_field(packet)
     return parameter_problem(ip.Problem.UNKNOWN_NEXT_HEADER, field, packet.view)
 
@@ -183,7 +198,7 @@ def parameter_problem(code: ip.Problem, pointer: int, original: Buffer) -> list[
 
     ``pointer``: octets from the beginning of ``original`` to what is wrong.
     """
-    return _error6(dpkt.icmp6.ICMP6_PARAM_PROB, code.value, pointer, original)
+    return _error6(_PARAMETER_PROBLEM6, code.value, pointer, original)
 
 
 def readdress(packet: Packet, quoted: Packet, ends: Ends) -> None:
