@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import pathlib
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tunproxy.app.serve import fingerprint, state_directory
+from tunproxy.app.serve import fingerprint
+
+if TYPE_CHECKING:
+    import pathlib
 
 
 @pytest.mark.parametrize("text", ["", "ssh-ed25519", "ssh-ed25519 not*base64", None])
@@ -14,13 +17,3 @@ def test_no_fingerprint_without_a_public_key(tmp_path: pathlib.Path, text: str |
     if text is not None:
         (tmp_path / "key.pub").write_text(text)
     assert fingerprint(tmp_path / "key") is None
-
-
-def test_state_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    assert state_directory() == pathlib.Path("/home/me/.local/state/tunproxy")
-    monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    assert state_directory() == pathlib.Path("/home/me/.local/state/tunproxy")
-    monkeypatch.setenv("XDG_STATE_HOME", "/state")
-    assert state_directory() == pathlib.Path("/state/tunproxy")

@@ -27,7 +27,8 @@ from .enginesession import EngineSession, rss_bytes
 from .hubservice import HubService
 from .ipc import HubStart
 from .leases import LeaseFile
-from .serve import fingerprint, own_host_key, state_directory
+from .serve import fingerprint, own_host_key
+from .statedirectory import state_directory
 
 if TYPE_CHECKING:
     import socket

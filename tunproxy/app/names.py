@@ -32,7 +32,7 @@ from ..wire.dns import Rcode
 from ..wire.dnsquery import make_query
 from .controlanswers import DnsRecord, Listed, Queried
 from .poolstore import PoolStore
-from .serve import state_directory
+from .statedirectory import state_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

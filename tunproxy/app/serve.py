@@ -6,8 +6,6 @@ import asyncio
 import base64
 import hashlib
 import logging
-import os
-import pathlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -15,8 +13,10 @@ from ..errors import ConfigError, MachineError
 from ..upstream.exit import ExitServer, generate_key
 from ..upstream.permit import Permit
 from . import process
+from .statedirectory import state_directory
 
 if TYPE_CHECKING:
+    import pathlib
     from collections.abc import Callable, Sequence
 
 _log = logging.getLogger(__name__)
@@ -62,14 +62,6 @@ def fingerprint(key: pathlib.Path) -> str | None:
         return None
     digest = base64.b64encode(hashlib.sha256(blob).digest()).decode()
     return f"SHA256:{digest.rstrip('=')}"
-
-
-def state_directory() -> pathlib.Path:
-    """Return where we keep things from one run to the next (XDG base directories)."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    # "All paths must be absolute. If [not], consider the path invalid and ignore it."
-    root = pathlib.Path(base) if base.startswith("/") else pathlib.Path.home() / ".local/state"
-    return root / "tunproxy"
 
 
 async def _run(
