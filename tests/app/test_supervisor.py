@@ -347,6 +347,13 @@ def test_the_engine_names_nonsense_as_the_address_of_the_server(here: Place) -> 
     assert here.snapshot() == here.before
 
 
+def test_the_engine_is_told_what_to_load(here: Place) -> None:
+    config = {"tun": {"pcap": "/tmp/trace.pcap"}}
+    supervised = here.start("say(*sys.argv[3:])", config=config)
+    supervised.wait()
+    assert supervised.said == [["tunproxy.app.pcap"]]
+
+
 def test_an_engine_that_hangs_is_killed_at_the_end(here: Place) -> None:
     supervised = here.start(HANGING, stop_s=0.2)
     supervised.wait_ready()

@@ -1,8 +1,9 @@
-"""The engine process: ``python -m tunproxy.app.daemon FD IDS``.
+"""The engine process: ``python -m tunproxy.app.daemon FD IDS [MODULE]...``.
 
 The supervisor spawns it as root. FD is one end of the link, IDS the caller's uid, gid and groups as
-JSON. Every privilege is given up before anything is read or sent. The code is loaded before that,
-all of it: an installation that only root may read is as good as any other.
+JSON, MODULE one that this run needs (:mod:`.parts`). Every privilege is given up before anything is
+read or sent. The code is loaded before that, all of it: an installation that only root may read is
+as good as any other.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import encodings.idna  # noqa: F401 - loaded at the first name that is resolved,
 import gc
 import sys
 
+from . import parts
 from .engineprocess import become_engine
 from .session import run
 
 
 def main(argv: list[str]) -> int:
     """Run the engine until the supervisor goes; return the exit status of the process."""
+    parts.load(argv[3:])
     link = become_engine(argv)
     # What is loaded stays for good: the collector need not look through it for each burst of flows.
     gc.freeze()

@@ -9,23 +9,28 @@ from ..upstream.agent import Agent
 from ..upstream.base import Upstream
 from ..upstream.lookup import Lookup, LookupFailed
 from ..upstream.udpgw import Udpgw
-from .rawlink import RawLinks
-from .rawlink import Server as LinkServer
-from .tunrelay import TunRelay
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from ..config import Config
-    from ..upstream.base import Pipe, PipeHandler
+    from ..upstream.base import PacketHandler, PacketTunnel, Pipe, PipeHandler
+    from ..upstream.vpn_terms import Kind
     from .datagramways import Way
+    from .remoteshell import Shell
 
 AUTO = ("agent", "udpgw")
 """Not tun, which changes the server's configuration: that has to be asked for."""
 
 
-class Server(Upstream, LinkServer, Protocol):
+class Server(Upstream, Protocol):
     """What the ways need of an SSH server."""
+
+    async def command(self, command: str) -> Shell: ...
+
+    async def open_tunnel(
+        self, kind: Kind, handler: PacketHandler, *, unit: int | None
+    ) -> PacketTunnel: ...
 
     async def pipe(self, command: str, handler: PipeHandler) -> Pipe: ...
 
@@ -58,6 +63,14 @@ def candidates(config: Config, ssh: Server, names: FarNames) -> list[tuple[str, 
     makers: dict[str, Callable[[], Way]] = {
         "agent": lambda: Agent(ssh.pipe),
         "udpgw": lambda: Udpgw(ssh, names, split_place(config.udp.udpgw)),
-        "tun": lambda: TunRelay(RawLinks(ssh, config.vpn.remote_tun), names),
+        "tun": lambda: _tun(ssh, config.vpn.remote_tun, names),
     }
     return [(name, makers[name]()) for name in order]
+
+
+def _tun(ssh: Server, unit: int | None, names: FarNames) -> Way:
+    # Rare, and much code (tunproxy.app.parts).
+    from .rawlink import RawLinks
+    from .tunrelay import TunRelay
+
+    return TunRelay(RawLinks(ssh, unit), names)

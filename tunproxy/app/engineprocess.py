@@ -48,8 +48,11 @@ class EngineProcess:
         self._pidfd = os.pidfd_open(process.pid)
 
     @classmethod
-    def start(cls, caller: Caller, argv: Sequence[str] = ENGINE_ARGV) -> Self:
-        """Start ``argv`` with two more arguments: the descriptor of its end, the caller's ids.
+    def start(
+        cls, caller: Caller, argv: Sequence[str] = ENGINE_ARGV, modules: Sequence[str] = ()
+    ) -> Self:
+        """Start ``argv`` with more arguments: the descriptor of its end, the caller's ids, and what
+        it has to load beside what it always does.
 
         Raises:
             MachineError: there is no such program, or no memory for it.
@@ -59,7 +62,7 @@ class EngineProcess:
         with theirs, _ignored(signal.SIGTTOU):
             try:
                 process = subprocess.Popen(
-                    [*argv, str(theirs.fileno()), ids],
+                    [*argv, str(theirs.fileno()), ids, *modules],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -103,7 +106,7 @@ def become_engine(argv: Sequence[str]) -> socket.socket:
 
     ``argv`` is all of its command line; its end of the link is returned.
     """
-    descriptor, ids = argv[-2:]
+    descriptor, ids = argv[1:3]
     privileges.drop(**json.loads(ids))
     return socket.socket(fileno=int(descriptor))
 

@@ -2,7 +2,7 @@
 
 This is where flow and upstream meet. The order matters: the rules are read first, because they can
 be wrong; then we log in, while nothing is captured yet; then the supervisor captures the traffic,
-and packets begin to arrive.
+and packets begin to arrive. What few runs need is imported where it is used (:mod:`.parts`).
 """
 
 from __future__ import annotations
@@ -39,12 +39,10 @@ from .enginesession import EngineSession, rss_bytes
 from .ipc import Start
 from .kernelstack import KernelStack
 from .names import Names
-from .pcap import Inside, PacketTrace
 from .relay import Relay
 from .serverways import ServerWays
 from .steering import Steering
 from .tasks import TaskSet
-from .vpnsession import VpnSession
 
 if TYPE_CHECKING:
     import socket
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
     from ..upstream.base import Relay as DatagramWay
     from .broker import Broker
     from .control import Handler
+    from .pcap import PacketTrace
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +66,8 @@ def _make_session(
     start: Start, tun: Tun, broker: Broker, listeners: list[socket.socket]
 ) -> EngineSession:
     if start.mode == "vpn":
+        from .vpnsession import VpnSession
+
         return VpnSession(start, tun, broker)
     return Session(start, tun, broker, listeners)
 
@@ -131,6 +132,8 @@ class Session(EngineSession):
         self._keeper: asyncio.Task[None] | None = None
         self._trace: PacketTrace | None = None
         if cfg.tun.pcap is not None:
+            from .pcap import PacketTrace
+
             names = self._pools.name_of_packed
             self._trace = PacketTrace.open(cfg.tun.pcap, cfg.tun.pcap_filter, names)
 
@@ -232,6 +235,8 @@ class Session(EngineSession):
             self._kernel.relay = self._relay
             self._kernel.wake = self._driver.wake
             if self._trace is not None:
+                from .pcap import Inside
+
                 places = [_place(listener) for listener in self._listeners]
                 self._trace.inside = Inside(places, translator.nat.contains)
             self._kernel.start()

@@ -15,7 +15,7 @@ from .. import config as configuration
 from ..errors import ConfigError
 from ..flow.dnspolicy import DnsPolicy
 from ..linux.sockdiag import SocketDiag
-from . import rulefiles
+from . import parts, rulefiles
 from .controlanswers import Reloaded, RuleHits
 from .owners import Owners, Question
 from .rulebook import Rulebook
@@ -129,6 +129,7 @@ class Steering:
         try:
             config = origin.read() if origin is not None else start
             late = rulefiles.unchanged_until_restart(start, config)
+            parts.load(parts.needed(config))
             # A server that is not ours yet cannot be led to.
             await self._book.reload(configuration.replace_servers(config, start.server))
         except ConfigError as error:

@@ -27,7 +27,7 @@ from ..errors import MachineError
 from ..linux import privileges, resolved
 from ..linux.tun import Tun
 from ..linux.tun_devices import find_device
-from . import ipc
+from . import ipc, parts
 from .engineprocess import ENGINE_ARGV, EngineProcess
 from .instance import Instance, control_socket
 from .machine import ForeignMachine, OwnMachine
@@ -89,7 +89,8 @@ def supervise(
             control_socket(instance.control_path, caller) as control,
             _tcp_listeners(plan) as listeners,
         ):
-            engine = EngineProcess.start(caller, engine_argv)
+            modules = parts.needed(config, vpn=vpn)
+            engine = EngineProcess.start(caller, engine_argv, modules)
             undo.callback(engine.stop)
             if isinstance(machine, OwnMachine):
                 # Traffic goes its ordinary way before the engine ends; what is left (the bypass

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .resolver import DNS_PORT, RemoteResolver
 from .resolver_direct import DirectResolver
-from .resolver_https import ALPN, HttpsConnection
 from .tls import TlsUpstream, client_context
 
 if TYPE_CHECKING:
@@ -113,6 +112,9 @@ class NamedResolvers:
         if server.scheme == "tls":
             way = TlsUpstream(way, server.name, self._make_context(()))
         elif server.scheme == "https":
+            # HTTP/2 is more than a MiB, and few ask for it (tunproxy.app.parts).
+            from .resolver_https import ALPN, HttpsConnection
+
             way = TlsUpstream(way, server.name, self._make_context(ALPN))
             host = f"[{server.host}]" if ":" in server.host else server.host
             authority = host if server.port == PORTS["https"] else f"{host}:{server.port}"
