@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ipaddress
 import pathlib
-import tomllib
 from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -242,6 +241,9 @@ def load(path: str | pathlib.Path) -> Config:
     Raises:
         ConfigError: naming the file, the field and the reason.
     """
+    # Here, and not above: the engine reads no file unless it has to read it again.
+    import tomllib
+
     source = str(path)
     try:
         raw = tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8"))
