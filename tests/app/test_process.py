@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import resource
+import subprocess
+import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
@@ -41,3 +45,30 @@ def test_what_the_work_raises_is_raised(most: int) -> None:
 
     with pytest.raises(KeyError, match="lost"):
         process.run(work())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others have no such threshold")
+def test_memory_of_packets_is_kept() -> None:
+    script = """
+        import resource
+        from tunproxy.app import process
+
+        def faults():
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+        async def work():
+            rounds = []
+            for _ in range(4):
+                before = faults()
+                packets = [b"p" * 65536 for _ in range(32)]
+                del packets
+                rounds.append(faults() - before)
+            print(*rounds)
+
+        process.run(work())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=True, text=True
+    )
+    first, *others = map(int, done.stdout.split())
+    assert max(others) < first / 4, done.stdout
