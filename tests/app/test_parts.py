@@ -39,7 +39,8 @@ def loaded(*modules: str) -> set[str]:
 
 def test_most_runs_need_nothing_more() -> None:
     plain = {"dns": {"rule": [{"suffix": ["test"], "server": "tls://dns.test"}]}}
-    assert parts.needed(config()) == parts.needed(config(**plain)) == []
+    assert parts.needed(config()) == parts.needed(config(**plain)) == ["tunproxy.app.session"]
+    assert parts.needed(config(), vpn=True) == ["tunproxy.app.vpnsession"]
 
 
 @pytest.mark.parametrize(
@@ -56,13 +57,14 @@ def test_what_a_config_needs(section: str, module: str) -> None:
 
 
 def test_an_engine_has_loaded_nothing_that_few_need() -> None:
-    named = parts.needed(config(**EVERYTHING), vpn=True)
-    found = loaded("tunproxy.app.daemon")
-    assert "tunproxy.app.session" in found
-    assert not found & {*named, "click", "dpkt", "h2", "tunproxy.upstream.exit"}
-    assert loaded("tunproxy.app.daemon", *named) >= set(named)
+    plain, vpn = parts.needed(config()), parts.needed(config(), vpn=True)
+    named = parts.needed(config(**EVERYTHING))
+    found = loaded("tunproxy.app.daemon", *plain)
+    assert not found & {*vpn, *named[1:], "click", "dpkt", "h2", "tunproxy.upstream.exit"}
+    assert not loaded("tunproxy.app.daemon", *vpn) & {*plain, "tunproxy.flow.engine"}
+    assert loaded("tunproxy.app.daemon", *named) >= {*plain, *named}
 
 
 def test_a_part_that_cannot_be_loaded() -> None:
-    with pytest.raises(ConfigError, match=r"^tunproxy\.absent, which .*: restart tunproxy$"):
+    with pytest.raises(ConfigError, match=r"needs tunproxy\.absent, which .*: restart tunproxy$"):
         parts.load(["tunproxy.app.ipc", "tunproxy.absent"])

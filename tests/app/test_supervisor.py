@@ -351,7 +351,7 @@ def test_the_engine_is_told_what_to_load(here: Place) -> None:
     config = {"tun": {"pcap": "/tmp/trace.pcap"}}
     supervised = here.start("say(*sys.argv[3:])", config=config)
     supervised.wait()
-    assert supervised.said == [["tunproxy.app.pcap"]]
+    assert supervised.said == [["tunproxy.app.session", "tunproxy.app.pcap"]]
 
 
 def test_an_engine_that_hangs_is_killed_at_the_end(here: Place) -> None:

@@ -11,10 +11,18 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401 - loaded at the first name that is resolved, else
 import gc
 import sys
+from typing import TYPE_CHECKING
 
-from . import parts
+from . import enginesession, parts
 from .engineprocess import become_engine
-from .session import run
+from .ipc import Start
+
+if TYPE_CHECKING:
+    import socket
+
+    from ..linux.tun import Tun
+    from .broker import Broker
+    from .enginesession import EngineSession
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +31,20 @@ def main(argv: list[str]) -> int:
     link = become_engine(argv)
     # What is loaded stays for good: the collector need not look through it for each burst of flows.
     gc.freeze()
-    return run(link)
+    return enginesession.run(link, Start, _make_session)
+
+
+def _make_session(
+    start: Start, tun: Tun, broker: Broker, listeners: list[socket.socket]
+) -> EngineSession:
+    # One of the two has been loaded.
+    if start.mode == "vpn":
+        from .vpnsession import VpnSession
+
+        return VpnSession(start, tun, broker)
+    from .session import Session
+
+    return Session(start, tun, broker, listeners)
 
 
 if __name__ == "__main__":

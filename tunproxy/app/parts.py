@@ -1,8 +1,8 @@
-"""The parts of the engine that most runs do without: some MiB that are loaded where they are used.
+"""The parts of the engine that not every run needs: some MiB, imported where they are used.
 
 The engine has to load its code before it gives up the privileges of root, and hears of the config
 only afterwards. So the supervisor, who knows the config, tells it on the command line what it will
-need. What a config names that is read again later is loaded then, with the caller's rights.
+need. What the config asks for only when it is read again is loaded then, with the caller's rights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def needed(config: Config, *, vpn: bool = False) -> list[str]:
-    """Return the modules that a run with ``config`` needs beside those of every run."""
+    """Return the modules that a run with ``config`` needs, beside those of every run."""
     return list(_needed(config, vpn))
 
 
@@ -32,15 +32,14 @@ def load(modules: Iterable[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
-        except (ImportError, OSError):
+        except (ImportError, OSError) as error:
             raise ConfigError(
-                f"{name}, which this config needs, cannot be loaded by now: restart tunproxy"
-            ) from None
+                f"the config needs {name}, which cannot be loaded ({error}): restart tunproxy"
+            ) from error
 
 
 def _needed(config: Config, vpn: bool) -> Iterator[str]:
-    if vpn:
-        yield "tunproxy.app.vpnsession"
+    yield "tunproxy.app.vpnsession" if vpn else "tunproxy.app.session"
     if config.tun.pcap is not None:
         yield "tunproxy.app.pcap"
     if config.udp.via == "tun":

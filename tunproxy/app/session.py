@@ -29,14 +29,13 @@ from ..upstream.direct_datagrams import DirectDatagrams
 from ..upstream.pool import SshPool
 from ..upstream.resolver_direct import DirectResolver
 from ..upstream.ssh import LinkState
-from . import enginesession, rulefiles
+from . import rulefiles
 from .controlanswers import Status
 from .datagramtiers import FarNames, candidates
 from .datagramways import DatagramWays
 from .devicereader import device_lost
 from .driver import Driver
 from .enginesession import EngineSession, rss_bytes
-from .ipc import Start
 from .kernelstack import KernelStack
 from .names import Names
 from .relay import Relay
@@ -52,24 +51,10 @@ if TYPE_CHECKING:
     from ..upstream.base import Relay as DatagramWay
     from .broker import Broker
     from .control import Handler
+    from .ipc import Start
     from .pcap import PacketTrace
 
 _log = logging.getLogger(__name__)
-
-
-def run(sock: socket.socket) -> int:
-    """Serve the supervisor at the other end of ``sock``; return the exit status of the process."""
-    return enginesession.run(sock, Start, _make_session)
-
-
-def _make_session(
-    start: Start, tun: Tun, broker: Broker, listeners: list[socket.socket]
-) -> EngineSession:
-    if start.mode == "vpn":
-        from .vpnsession import VpnSession
-
-        return VpnSession(start, tun, broker)
-    return Session(start, tun, broker, listeners)
 
 
 class Session(EngineSession):
