@@ -35,7 +35,7 @@ from tunproxy import config
 from tunproxy.upstream import ssh_asyncssh, ssh_login, ssh_packets
 from tunproxy.upstream.ssh import LinkState, SshUpstream
 from tunproxy.upstream.ssh_channel import ADJUST_BYTES
-from tunproxy.upstream.ssh_fast import CORK_BYTES, FastConnection
+from tunproxy.upstream.ssh_fast import CORK_BYTES, CORK_PACKETS, FastConnection
 from tunproxy.upstream.ssh_packets import READ_LEN
 from tunproxy.upstream.ssh_stream import WINDOW_BYTES, SshStream
 
@@ -845,17 +845,36 @@ async def test_what_the_kernel_does_not_take_follows(
 
 @both_loops
 async def test_any_number_of_packets_leaves(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More than writev(2) takes."""
+    """More than writev(2) takes, as for a server that wants small packets."""
+    recorder, octets = Recorder(), random.Random(7).randbytes(100_000)
+    async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
+        stream = await opened(upstream, origin.port, recorder)
+        stream._channel._send_pktsize = 100
+        kernel = Kernel(monkeypatch)
+        stream.write(octets)
+        (size,) = kernel.calls
+        assert size > 1000 * 136
+        stream.write_eof()
+        await recorder.wait("lost")
+        assert recorder.received == octets
+
+
+@both_loops
+async def test_many_packets_do_not_wait_for_the_end_of_the_turn(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recorder = Recorder()
     async with Origin(echo) as origin, upstream_through(settings(sshd)) as upstream:
         stream = await opened(upstream, origin.port, recorder)
         kernel = Kernel(monkeypatch)
-        for _ in range(700):
+        for _ in range(CORK_PACKETS - 1):
             stream.write(b"x")
+        assert not kernel.calls
+        stream.write(b"x")
+        assert len(kernel.calls) == 1
         stream.write_eof()
         await recorder.wait("lost")
-        assert bytes(recorder.received) == b"x" * 700
-        assert max(kernel.calls) > 700 * 32
+        assert recorder.received == b"x" * CORK_PACKETS
 
 
 @both_loops

@@ -53,7 +53,8 @@ def test_opener_opens_what_was_sealed() -> None:
     seal, opener = Seal(stock()), Opener(stock())
     for number in range(4):
         octets = bytes([number]) * 64
-        assert opener.open(memoryview(b"".join(seal.seal(octets)))) == octets
+        packet = b"before" + b"".join(seal.seal(octets)) + b"behind"
+        assert opener.open(memoryview(packet), 6, len(packet) - 6) == octets
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 40, 68, 83])
@@ -61,7 +62,7 @@ def test_opener_detects_a_changed_octet(at: int) -> None:
     sealed = bytearray(b"".join(Seal(stock()).seal(bytes(64))))
     sealed[at] ^= 1
     with pytest.raises(MACError):
-        Opener(stock()).open(memoryview(sealed))
+        Opener(stock()).open(memoryview(sealed), 0, len(sealed))
 
 
 def test_opened_packet_is_handed_over_once() -> None:

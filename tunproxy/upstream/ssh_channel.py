@@ -231,7 +231,7 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         fast.turns.sends(self, self._loop.time())
         if (
             size <= self._send_pktsize
-            and size <= self._usable()
+            and size <= (self._usable() if self._reserve else self._send_window)
             and not self._send_buf
             and not fast.turns.is_full
             and fast.send_packet_of_data(cast("int", self._send_chan), data)

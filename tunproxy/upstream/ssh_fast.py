@@ -15,7 +15,7 @@ Compared with asyncssh's path: no MSG_IGNORE before each packet but with CBC cip
 packet; no timer set anew per read; no log of each packet.
 
 What is sent is corked: all packets of one turn of the loop leave by one call of the transport,
-earlier when they are CORK_BYTES. ``get_write_buffer_size`` says what is held back.
+earlier when they are CORK_BYTES or CORK_PACKETS. ``get_write_buffer_size`` says what is held back.
 
 With a cipher or a compression that is not handled here, or with an asyncssh that is not the one
 this was written for, everything goes asyncssh's way; :func:`connection_path` says so.
@@ -60,6 +60,9 @@ if TYPE_CHECKING:
 CORK_BYTES = 48 * 1024
 """When so much is held back, it leaves at once: less than the largest packet of a TUN, so that a
 bulk transfer finds its last write gone when it looks at the backlog."""
+
+CORK_PACKETS = 16
+"""When so many are held back, they leave at once: the server works on them while we make more."""
 
 _STOCK_BYTES = 32 * 1024
 """How much asyncssh is given at once: it copies all that is behind a packet, twice."""
@@ -218,7 +221,7 @@ class FastConnection(SSHConnection, DataSender):
             behind = at + LENGTH_LEN + packet_length(view, at, most) + TAG_LEN
             if behind > inbox.end:
                 return False
-            octets = opener.open(view[at:behind])
+            octets = opener.open(view, at, behind)
             inbox.start = behind
             padding, kind, number, size = _DATA_HEAD.unpack_from(octets)
             channel = channels.get(number) if kind in _CHANNEL_KINDS else None
@@ -363,7 +366,7 @@ class FastConnection(SSHConnection, DataSender):
         self._cork += parts
         for part in parts:
             self._corked += len(part)
-        if self._corked >= CORK_BYTES:
+        if self._corked >= CORK_BYTES or len(self._cork) >= 2 * CORK_PACKETS:
             self._uncork()
         elif self._uncorking is None:
             self._uncorking = self._loop.call_soon(self._uncork)

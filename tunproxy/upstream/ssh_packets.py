@@ -99,14 +99,15 @@ class Opener(_Key):
         super().__init__(stock)
         self._opened: bytes | None = None
 
-    def open(self, packet: memoryview) -> bytes:
-        """The octets (length of the padding, payload, padding) in ``packet``, which is complete.
+    def open(self, view: memoryview, at: int, end: int) -> bytes:
+        """The octets (length of the padding, payload, padding) of the packet ``at`` .. ``end``.
 
         Raises:
             MACError: it is not what the server has sent.
         """
+        start = at + LENGTH_LEN
         try:
-            octets = self._aead.decrypt(self._nonce, packet[LENGTH_LEN:], packet[:LENGTH_LEN])
+            octets = self._aead.decrypt(self._nonce, view[start:end], view[at:start])
         except InvalidTag:
             raise MACError("MAC verification failed") from None
         self._next_nonce()
