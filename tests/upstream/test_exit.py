@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncssh
 import pytest
 
-from tests.helpers.aio import Origin, Recorder, both_loops, echo, free_port, until
+from tests.helpers.aio import Origin, Recorder, both_loops, echo, free_port, turns, until
 from tests.helpers.exits import exit_server, through_exit, upstream_through
 from tunproxy.errors import ConfigError, MachineError, OpenFailed, Refusal
 from tunproxy.upstream import exit as embedded
@@ -20,6 +21,7 @@ from tunproxy.upstream.exit import DEFAULT_LISTEN, ExitServer, generate_key
 from tunproxy.upstream.permit import Permit
 from tunproxy.upstream.ssh_errors import LoginRefused
 from tunproxy.upstream.ssh_fast import connection_path
+from tunproxy.upstream.windows import FIRST_BYTES
 
 if TYPE_CHECKING:
     import pathlib
@@ -118,6 +120,32 @@ async def test_data_takes_the_fast_path(tmp_path: pathlib.Path) -> None:
     async with through_exit(tmp_path) as (server, _):
         (connection,) = server._connections
         await until(lambda: connection_path(connection.ssh).startswith("fast: aes"), "the path")
+
+
+@both_loops
+async def test_eof_behind_what_waits_for_the_window(tmp_path: pathlib.Path) -> None:
+    """The channel is closed at once on the server, where both ends have said EOF."""
+    octets = random.Random(8).randbytes(FIRST_BYTES + 10_000)
+    recorder, ended = Recorder(), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.write(octets)
+        writer.close()
+        await writer.wait_closed()
+        ended.set()
+
+    async with Origin(answer) as origin, through_exit(tmp_path) as (_, upstream):
+        stream = await upstream.open("127.0.0.1", origin.port, SOURCE, recorder)
+        stream.pause_reading()
+        stream.write_eof()
+        await ended.wait()
+        await until(lambda: stream._channel._recv_window == 0, "a full window")
+        await turns(20)
+        stream.resume_reading()
+        await recorder.wait("lost")
+        assert recorder.received == octets
+        assert (recorder.events, recorder.reset) == (["data", "eof", "lost"], False)
 
 
 @both_loops

@@ -45,6 +45,7 @@ METHODS: dict[type[Any], dict[str, tuple[str, ...]]] = {
         "_cleanup": ("exc",),
         "_deliver_data": ("data", "datatype"),
         "_flush_recv_buf": ("exc",),
+        "_close_send": (),
         "_flush_send_buf": (),
         "_open": ("chantype", "args"),
         "_pause_resume_writing": (),

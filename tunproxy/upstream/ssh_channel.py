@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
 from asyncssh.channel import SSHChannel
-from asyncssh.constants import MSG_CHANNEL_OPEN_CONFIRMATION, MSG_CHANNEL_WINDOW_ADJUST
+from asyncssh.constants import (
+    MSG_CHANNEL_EOF,
+    MSG_CHANNEL_OPEN_CONFIRMATION,
+    MSG_CHANNEL_WINDOW_ADJUST,
+)
 from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
 
 from .turns import SHARED_S, SPARSE_BYTES
@@ -115,6 +119,8 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         self._next_look: asyncio.TimerHandle | None = None
         """Whether they still do."""
         self._awaits_turn = False
+        self._owes_eof = False
+        """The channel is closed before its EOF was sent."""
         self._period = 0
         self._sparse = SPARSE_BYTES
         """What may still be sent past others in this period of a full transport."""
@@ -253,6 +259,17 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
             self._await_turn(fast.turns)
             self._await_quiet()
             self._pause_resume_writing()
+
+    def close(self) -> None:
+        """See asyncssh, which forgets an EOF that waits behind data when it is told to close."""
+        self._owes_eof = self._send_state == "eof_pending"
+        super().close()
+
+    def _close_send(self) -> None:
+        if self._owes_eof and not self._send_buf:
+            self._owes_eof = False
+            self.send_packet(MSG_CHANNEL_EOF)
+        super()._close_send()
 
     def flush(self) -> None:
         """Send what was waiting: keys have been exchanged, or others have ceased to send."""
