@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from .base import Buffer, StreamHandler
     from .drain import DrainWatch
 
-WINDOW_BYTES = FIRST_BYTES
-"""The receive window that each channel begins with."""
+WINDOW_BYTES = 2 * 1024 * 1024
+"""The receive window of channels whose windows do not grow; OpenSSH's own choice."""
 
 MAX_PACKET_BYTES = 32 * 1024
 """What every implementation accepts (RFC 4253 section 6.1); OpenSSH sends no more at once."""
@@ -416,7 +416,7 @@ class _Channel(FastChannel):
         connection: asyncssh.SSHClientConnection,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(connection, loop, None, "strict", WINDOW_BYTES, MAX_PACKET_BYTES)
+        super().__init__(connection, loop, None, "strict", FIRST_BYTES, MAX_PACKET_BYTES)
         self._stream = stream
         self._abandoned = False
 
