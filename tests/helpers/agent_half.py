@@ -68,7 +68,7 @@ class FarHalf:
         self._targets = 0
         self.frames: list[tuple[int, bytes]] = []
         """What has come and was not asked for yet."""
-        self.write(program or agent_bundle.bundle())
+        self.write(program or agent_bundle.BUNDLE)
         while b"\n" not in self._received:
             self._read()
         greeting, _, self._received = self._received.partition(b"\n")

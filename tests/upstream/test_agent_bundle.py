@@ -58,7 +58,7 @@ def test_annotations_are_texts(name: str) -> None:
 
 
 def test_all_of_it_is_sent() -> None:
-    length, _, text = agent_bundle.bundle().partition(b"\n")
+    length, _, text = agent_bundle.BUNDLE.partition(b"\n")
     assert int(length) == len(text) < 100_000
     assert text.isascii()
     with pytest.raises(AssertionError, match="PARTS"):
@@ -75,7 +75,7 @@ def test_command_is_for_any_shell() -> None:
 def test_command_is_run_by_the_shells_that_are_here(shell: str) -> None:
     """The program greets, and ends with its standard input."""
     command = [shell, "-c", agent_bundle.COMMAND]
-    done = subprocess.run(command, input=agent_bundle.bundle(), capture_output=True, check=False)
+    done = subprocess.run(command, input=agent_bundle.BUNDLE, capture_output=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith(b"TUNPROXY-AGENT 1 ")
 

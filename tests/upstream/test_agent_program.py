@@ -80,7 +80,7 @@ def test_ends_with_its_parent() -> None:
         assert parent.stdout is not None
         assert parent.stderr is not None
         child = int(parent.stderr.readline())
-        parent.stdin.write(agent_bundle.bundle())
+        parent.stdin.write(agent_bundle.BUNDLE)
         parent.stdin.flush()
         assert parent.stdout.readline().startswith(b"TUNPROXY-AGENT")
         parent.kill()

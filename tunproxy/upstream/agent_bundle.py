@@ -5,7 +5,6 @@ The parts are sent as they are: as modules of a package that exists in memory al
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -51,14 +50,14 @@ def part(name: str) -> str:
     return pathlib.Path(__file__).with_name(f"agent_{name}.py").read_text(encoding="utf-8")
 
 
-@functools.cache
-def bundle() -> bytes:
-    """What is written to the command's standard input."""
-    return assembled({name: part(name) for name in PARTS})
-
-
 def assembled(parts: Mapping[str, str]) -> bytes:
-    """As :func:`bundle`, of ``parts``; the last one has the main function."""
+    """What is written to the command's standard input; the last of ``parts`` has the main
+    function."""
     lines = [f"load('agent_{name}', {text!a})" for name, text in parts.items()]
     text = "\n".join([_LOADER, *lines[:-1], f"{lines[-1]}.main()\n"]).encode("ascii")
     return b"%d\n" % len(text) + text
+
+
+# Read while the code is loaded: later the engine may not be allowed to.
+BUNDLE = assembled({name: part(name) for name in PARTS})
+"""The whole, as it is sent."""

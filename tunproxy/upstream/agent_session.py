@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ServerError
 from . import agent_frames as frames
-from .agent_bundle import COMMAND, NO_PYTHON, OLD_PYTHON, bundle
+from .agent_bundle import BUNDLE, COMMAND, NO_PYTHON, OLD_PYTHON
 from .base import DatagramError
 from .relay_batch import Batch
 
@@ -110,7 +110,7 @@ class Session:
             async with asyncio.timeout(START_TIMEOUT_S):
                 pipe = self._pipe = await start_pipe(COMMAND, self)
                 self.batch = Batch(pipe, self._counters, "agent")
-                pipe.write(bundle())
+                pipe.write(BUNDLE)
                 await self._greeted
         except TimeoutError:
             raise AgentUnavailable(
