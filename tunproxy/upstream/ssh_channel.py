@@ -284,14 +284,8 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         if self._send_buf and fast.turns.is_full:
             self._await_turn(fast.turns)
             return
-        while self._send_buf and self._usable():
-            data, _ = self._send_buf[0]
-            rest = self._send_now(fast, memoryview(data))
-            self._send_buf_len -= len(data) - len(rest)
-            if rest:
-                self._send_buf[0] = (cast("bytearray", rest), None)
-                break
-            del self._send_buf[0]
+        while self._send_buf and self._send_held(fast, BURST_BYTES):
+            pass
         if self._send_buf and self._send_window:
             self._await_quiet()
             self._pause_resume_writing()  # the rest waits for the keys, or others
@@ -304,18 +298,8 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
         fast = self._fast
         if fast is None or not fast.seals or not self._send_buf:
             return False
-        while most and self._send_buf and self._usable():
-            data, _ = self._send_buf[0]
-            piece = memoryview(data)[:most]
-            sent = len(piece) - len(self._send_now(fast, piece))
-            self._send_buf_len -= sent
+        while most and self._send_buf and (sent := self._send_held(fast, most)):
             most -= sent
-            if sent < len(data):
-                self._send_buf[0] = (cast("bytearray", memoryview(data)[sent:]), None)
-                if sent < len(piece):
-                    break
-            else:
-                del self._send_buf[0]
         if self._send_buf:
             self._pause_resume_writing()
             self._awaits_turn = not most and self._usable() > 0
@@ -366,6 +350,27 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
             data = data[len(piece) :]
             self.data_sent(len(piece))
         return data
+
+    def _send_held(self, fast: DataSender, most: int) -> int:
+        """Send up to ``most`` octets of what waits, as the window allows; return how many."""
+        number, held = self._send_chan, self._send_buf
+        most = min(most, self._usable())
+        pieces: list[Buffer] = []
+        size = 0
+        for data, _ in held:
+            if size == most:
+                break
+            pieces.append(memoryview(data)[: most - size])
+            size += len(pieces[-1])
+        if not size or number is None or not fast.send_data(number, pieces, self._send_pktsize):
+            return 0
+        del held[: len(pieces) - 1]
+        rest = memoryview(held[0][0])[len(pieces[-1]) :]
+        held[:1] = [(cast("bytearray", rest), None)] if rest else []
+        self._send_buf_len -= size
+        self._send_window -= size
+        self.data_sent(size)
+        return size
 
     def _deliver_data(self, data: bytes, datatype: int | None) -> None:
         if self._fast is None:
