@@ -67,6 +67,7 @@ TESTED_ELSEWHERE = {
     "app/vpnsession.py": "e2e/test_vpn.py",
     "upstream/ssh_asyncssh.py": "upstream/test_ssh_fast.py",
     "upstream/ssh_channel.py": "upstream/test_ssh_fast.py",
+    "upstream/ssh_stream.py": "upstream/test_ssh.py",
     "upstream/ssh_vpn.py": "upstream/test_ssh_tunnel.py",
     "cli/up.py": "cli/test_main.py",
     "wire/dnsanswer.py": "wire/test_dns.py",

@@ -19,8 +19,8 @@ from asyncssh.public_key import decode_ssh_certificate, decode_ssh_public_key
 
 from .drain import HIGH_WATER_BYTES, LOW_WATER_BYTES, DrainWatch
 from .ssh_fast import FastConnection
-from .ssh_stream import Ledger, WriteBuffer
 from .ssh_tunnel import SshTunnel, TunnelChannel
+from .unsent import Ledger, WriteBuffer
 from .vpn_terms import Kind, Reply, Terms, Wish, decode_wish, encode
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from .ssh_auth import Ask, Client, Secrets
 from .ssh_errors import Circumstances, server_error
 from .ssh_fast import quicken
 from .ssh_files import config_paths, known_hosts_files, read_known_hosts
-from .ssh_stream import Ledger, WriteBuffer
 from .ssh_wire import ChannelDialler, FirstHop, Resolve, SocketDialler, Wire
+from .unsent import Ledger, WriteBuffer
 from .windows import Budget, RoundTrip
 
 if TYPE_CHECKING:

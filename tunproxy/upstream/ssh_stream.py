@@ -4,11 +4,9 @@ Read RFC 4254 section 5 (channels) before editing.
 
 Uplink. ``write`` hands octets to the channel; the channel hands them to the SSH transport as far as
 the server's window allows; the transport hands them to the kernel. The backlog counts the first two
-places. For the second one, a :class:`Ledger` per connection counts what all channels have handed
-over: a transport is a queue, so what it still holds are the last octets handed over, and a stream
-that remembers where its own were put knows which of them have left. What waits while keys are
-exchanged anew is in the channel; with a cipher that is not on the fast path it is in neither place,
-and the server's windows bound it.
+places; for the second one see :mod:`.unsent`. What waits while keys are exchanged anew is in the
+channel; with a cipher that is not on the fast path it is in neither place, and the server's windows
+bound it.
 
 Downlink. asyncssh opens the server's window when it delivers, so what the handler does not want
 must not be delivered: ``pause_reading`` leaves it in the channel, at most a window of it.
@@ -23,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Protocol, cast
 
 import asyncssh
@@ -31,7 +28,8 @@ from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EOF, MSG_CHANNEL_OP
 from asyncssh.packet import String, UInt32
 
 from .ssh_channel import FastChannel
-from .windows import FIRST_BYTES, Budget, Growth, RoundTrip, most_ahead
+from .unsent import Share
+from .windows import FIRST_BYTES, Growth, most_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +37,7 @@ if TYPE_CHECKING:
     from asyncssh.packet import SSHPacket
 
     from .base import Buffer, StreamHandler
-    from .drain import DrainWatch
+    from .unsent import Ledger
 
 WINDOW_BYTES = 2 * 1024 * 1024
 """The receive window of channels whose windows do not grow; OpenSSH's own choice."""
@@ -62,85 +60,6 @@ class Asker(Protocol):
 
     def refused(self, error: asyncssh.ChannelOpenError) -> None:
         """It is not: the server's reason, or the connection is lost."""
-
-
-class WriteBuffer(Protocol):
-    """A transport, or the channel of a jump host that is one."""
-
-    def get_write_buffer_size(self) -> int:
-        """Octets that it has not passed on yet."""
-
-
-class Ledger:
-    """What the channels of one connection have handed to its transport."""
-
-    def __init__(
-        self,
-        buffers: tuple[WriteBuffer, ...],
-        watch: DrainWatch,
-        round_trip: RoundTrip | None = None,
-        budget: Budget | None = None,
-    ) -> None:
-        """``buffers`` are passed through in turn: with jump hosts there are several. ``budget`` is
-        for the windows of all channels."""
-        self.watch = watch
-        self.round_trip = round_trip or RoundTrip(None)
-        self.budget = budget or Budget()
-        self.handed = 0
-        """Octets of channel data so far."""
-        self._buffers = buffers
-
-    @property
-    def unsent(self) -> int:
-        """Octets that have been handed over and have not left this process (with their headers)."""
-        octets = 0
-        for buffer in self._buffers:
-            octets += buffer.get_write_buffer_size()
-        return octets
-
-
-class Share:
-    """Which octets of one stream are still in the transport."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._chunks: deque[tuple[int, int]] | None = None
-        """(position of its end on the ledger, octets), oldest first; made when there is one, as
-        most streams never have any."""
-        self._octets = 0
-
-    def add(self, size: int) -> bool:
-        """``size`` octets were just handed over; returns whether any are still there."""
-        ledger = self._ledger
-        ledger.handed += size
-        if not ledger.unsent:
-            self.clear()
-            return False
-        self._octets += size
-        if self._chunks is None:
-            self._chunks = deque()
-        if self._chunks and self._chunks[-1][0] == ledger.handed - size:
-            size += self._chunks.pop()[1]
-        self._chunks.append((ledger.handed, size))
-        return True
-
-    def octets(self) -> int:
-        """How many have not left; headers make it rather too much, never too little."""
-        chunks = self._chunks
-        if not chunks:
-            return 0
-        left_up_to = self._ledger.handed - self._ledger.unsent
-        while chunks and chunks[0][0] <= left_up_to:
-            self._octets -= chunks.popleft()[1]
-        if not chunks:
-            return 0
-        end, size = chunks[0]
-        return self._octets - max(0, left_up_to - (end - size))
-
-    def clear(self) -> None:
-        """None are there."""
-        self._chunks = None
-        self._octets = 0
 
 
 class SshStream(asyncssh.SSHTCPSession[bytes]):

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from asyncssh.packet import SSHPacket
 
     from .base import Buffer, PacketHandler
-    from .ssh_stream import Ledger
+    from .unsent import Ledger
     from .vpn_terms import Kind
 
 MODES = {"tun": 1, "tap": 2}

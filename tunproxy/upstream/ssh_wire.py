@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncssh
 
     from .ssh_auth import Client
-    from .ssh_stream import WriteBuffer
+    from .unsent import WriteBuffer
 
 HELLO_TIMEOUT_S = 15.0
 """From the TCP connection to the end of the key exchange."""

@@ -1,4 +1,4 @@
-"""The accounting of what has left; the channels themselves are tested in test_ssh.py."""
+"""The accounting of what has left this process, beside a transport that can be looked into."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 
 from tunproxy.upstream.drain import DrainWatch
-from tunproxy.upstream.ssh_stream import Ledger, Share
+from tunproxy.upstream.unsent import Ledger, Share
 
 
 class Queue:
