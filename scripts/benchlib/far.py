@@ -17,6 +17,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from scripts.benchlib.serving import Loop
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
@@ -45,46 +47,19 @@ def discard(sock: socket.socket) -> int:
     return octets
 
 
-class Server:
-    """Serves everybody in one loop."""
+def serve_stream(loop: Loop, sock: socket.socket) -> None:
+    """Serve a connection."""
+    serving = serve(sock)
 
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+    def advance(sock: socket.socket) -> None:
+        try:
+            events = next(serving)
+        except (StopIteration, ConnectionError):
+            loop.end(sock)
+        else:
+            loop.wait_for(sock, events)
 
-    def listen(self, address: str) -> None:
-        """Listen for streams and datagrams at ``address``."""
-        streams = socket.create_server((address, BULK), backlog=1024)
-        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        datagrams.bind((address, ECHO))
-        for sock, act in ((streams, self._accept), (datagrams, echo)):
-            sock.setblocking(False)
-            self._selector.register(sock, selectors.EVENT_READ, act)
-
-    def run(self) -> None:
-        """Serve until killed."""
-        while True:
-            for key, _ in self._selector.select():
-                act: Callable[[socket.socket], None] = key.data
-                assert isinstance(key.fileobj, socket.socket)
-                act(key.fileobj)
-
-    def _accept(self, listener: socket.socket) -> None:
-        sock, _ = listener.accept()
-        sock.setblocking(False)
-        serving = serve(sock)
-
-        def advance(sock: socket.socket) -> None:
-            try:
-                events = next(serving)
-            except (StopIteration, ConnectionError):
-                self._selector.unregister(sock)
-                sock.close()
-                return
-            if self._selector.get_key(sock).events != events:
-                self._selector.modify(sock, events, advance)
-
-        self._selector.register(sock, selectors.EVENT_READ, advance)
+    loop.add(sock, advance)
 
 
 def serve(
@@ -131,10 +106,10 @@ def echo(sock: socket.socket) -> None:
 
 
 def main() -> None:
-    server = Server()
-    server.listen(sys.argv[1])
-    print("listening", flush=True)
-    server.run()
+    loop = Loop()
+    loop.listen(sys.argv[1], BULK, 1024, lambda sock: serve_stream(loop, sock))
+    loop.receive(sys.argv[1], ECHO, echo)
+    loop.run()
 
 
 if __name__ == "__main__":

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import selectors
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from scripts.benchlib.serving import Loop
 
 DNS = 53
 A, TXT = 1, 16
@@ -59,48 +56,22 @@ def reply(message: bytes) -> bytes:
     return _HEADER.pack(number, _FLAGS, 1, 1 if answer else 0, 0, 0) + question + answer
 
 
-class Server:
-    """Serves everybody in one loop."""
+def serve_stream(loop: Loop, sock: socket.socket) -> None:
+    """Answer what comes on a connection."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    buffer = bytearray()
 
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+    def act(sock: socket.socket) -> None:
+        try:
+            data = sock.recv(_MOST)
+            buffer.extend(data)
+            sock.sendall(_replies(buffer))
+        except OSError:
+            data = b""
+        if not data:
+            loop.end(sock)
 
-    def listen(self, address: str) -> None:
-        """Listen at ``address``."""
-        streams = socket.create_server((address, DNS), backlog=64)
-        datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        datagrams.bind((address, DNS))
-        self._add(streams, self._accept)
-        self._add(datagrams, _answer_datagrams)
-
-    def run(self) -> None:
-        """Serve until killed."""
-        while True:
-            for key, _ in self._selector.select():
-                key.data()
-
-    def _add(self, sock: socket.socket, act: Callable[[socket.socket], None]) -> None:
-        sock.setblocking(False)
-        self._selector.register(sock, selectors.EVENT_READ, lambda: act(sock))
-
-    def _accept(self, listener: socket.socket) -> None:
-        sock, _ = listener.accept()
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        buffer = bytearray()
-
-        def act(sock: socket.socket) -> None:
-            try:
-                data = sock.recv(_MOST)
-                buffer.extend(data)
-                sock.sendall(_replies(buffer))
-            except OSError:
-                data = b""
-            if not data:
-                self._selector.unregister(sock)
-                sock.close()
-
-        self._add(sock, act)
+    loop.add(sock, act)
 
 
 def _replies(buffer: bytearray) -> bytes:
@@ -124,10 +95,10 @@ def _answer_datagrams(sock: socket.socket) -> None:
 
 
 def main() -> None:
-    server = Server()
-    server.listen(sys.argv[1])
-    print("listening", flush=True)
-    server.run()
+    loop = Loop()
+    loop.listen(sys.argv[1], DNS, 64, lambda sock: serve_stream(loop, sock))
+    loop.receive(sys.argv[1], DNS, _answer_datagrams)
+    loop.run()
 
 
 if __name__ == "__main__":
