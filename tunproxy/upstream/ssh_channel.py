@@ -211,21 +211,14 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
 
     def _send_at_once(self, pieces: Sequence[Buffer]) -> bool:
         """Send ``pieces`` if nothing is in the way of any octet; return whether it was done."""
-        fast, number = self._fast, self._send_chan
-        if fast is None or number is None or self._send_state != "open":
+        fast = self._fast
+        if fast is None or self._send_state != "open":
             return False
         size = sum(map(len, pieces))
         fast.turns.sends(self, self._loop.time())
-        if (
-            self._send_buf
-            or fast.turns.is_full
-            or size > self._usable()
-            or not fast.send_data(number, pieces, self._send_pktsize)
-        ):
+        if self._send_buf or fast.turns.is_full or size > self._usable():
             return False
-        self._send_window -= size
-        self.data_sent(size)
-        return True
+        return self._send_pieces(fast, pieces, size)
 
     def write(self, data: Buffer, datatype: int | None = None) -> None:
         """See asyncssh; ``data`` may change after this has returned."""
@@ -341,19 +334,16 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
 
     def _send_now(self, fast: DataSender, data: memoryview) -> memoryview:
         """Send of ``data`` what the window allows; returns the rest."""
-        number = self._send_chan
-        while data and number is not None and (usable := self._usable()):
+        while data and (usable := self._usable()):
             piece = data[: min(usable, BURST_BYTES)]
-            if not fast.send_data(number, (piece,), self._send_pktsize):
+            if not self._send_pieces(fast, (piece,), len(piece)):
                 break
-            self._send_window -= len(piece)
             data = data[len(piece) :]
-            self.data_sent(len(piece))
         return data
 
     def _send_held(self, fast: DataSender, most: int) -> int:
         """Send up to ``most`` octets of what waits, as the window allows; return how many."""
-        number, held = self._send_chan, self._send_buf
+        held = self._send_buf
         most = min(most, self._usable())
         pieces: list[Buffer] = []
         size = 0
@@ -362,15 +352,22 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
                 break
             pieces.append(memoryview(data)[: most - size])
             size += len(pieces[-1])
-        if not size or number is None or not fast.send_data(number, pieces, self._send_pktsize):
+        if not size or not self._send_pieces(fast, pieces, size):
             return 0
         del held[: len(pieces) - 1]
         rest = memoryview(held[0][0])[len(pieces[-1]) :]
         held[:1] = [(cast("bytearray", rest), None)] if rest else []
         self._send_buf_len -= size
+        return size
+
+    def _send_pieces(self, fast: DataSender, pieces: Sequence[Buffer], size: int) -> bool:
+        """Send ``pieces``, whose ``size`` octets the window allows; return whether it was done."""
+        number = self._send_chan
+        if number is None or not fast.send_data(number, pieces, self._send_pktsize):
+            return False
         self._send_window -= size
         self.data_sent(size)
-        return size
+        return True
 
     def _deliver_data(self, data: bytes, datatype: int | None) -> None:
         if self._fast is None:
