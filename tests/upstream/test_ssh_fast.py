@@ -744,6 +744,35 @@ async def test_window_of_a_channel_can_be_changed(tmp_path: pathlib.Path) -> Non
 
 
 @both_loops
+async def test_eof_that_waits_goes_before_close(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the channel is told to close."""
+    sent: list[int] = []
+
+    async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with Origin(sink) as origin, upstream_through(settings(sshd)) as upstream:
+        stream = await opened(upstream, origin.port, Recorder())
+        channel = stream._channel
+        send_packet = channel.send_packet
+
+        def noted(kind: int, *args: bytes) -> None:
+            sent.append(kind)
+            send_packet(kind, *args)
+
+        monkeypatch.setattr(channel, "send_packet", noted)
+        stream.write(bytes(8 * MIB))
+        stream.write_eof()
+        assert channel._send_state == "eof_pending"
+        channel.close()
+        channel.close()
+        await until(lambda: MSG_CHANNEL_CLOSE in sent, "CLOSE")
+        assert sent == [MSG_CHANNEL_EOF, MSG_CHANNEL_CLOSE]
+
+
+@both_loops
 async def test_backlog_during_a_key_exchange(sshd: Sshd, tmp_path: pathlib.Path) -> None:
     """What may not be sent yet is backlog, and leaves in order when the keys are there."""
     recorder, octets = Recorder(), random.Random(4).randbytes(MIB)

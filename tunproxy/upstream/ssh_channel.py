@@ -255,7 +255,8 @@ class FastChannel(DataTaker, asyncssh.SSHTCPChannel[bytes]):
 
     def close(self) -> None:
         """See asyncssh, which forgets an EOF that waits behind data when it is told to close."""
-        self._owes_eof = self._send_state == "eof_pending"
+        if self._send_state == "eof_pending":
+            self._owes_eof = True
         super().close()
 
     def _close_send(self) -> None:
